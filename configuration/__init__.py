@@ -1,0 +1,14 @@
+"""Configurations, presets and the table of grafts. Imports nothing else of this package."""
+
+from transformers import AutoConfig
+
+from .code_files import carry_code
+from .configuration_qwen3_perceiver import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
+from .grafts import GRAFTS, Graft
+from .presets import PRESETS, preset_config
+
+for _config_class in (Qwen3PerceiverConfig,):
+    carry_code(_config_class)
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+
+__all__ = ["GRAFTS", "PRESETS", "Graft", "Qwen3PerceiverConfig", "Qwen3PerceiverConnectorConfig", "preset_config"]

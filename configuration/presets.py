@@ -1,0 +1,144 @@
+"""Named configurations: `perceiver-vlm-tiny` … `perceiver-vlm-8b`.
+
+A preset is a whole model configuration; full-size ones can be built on the meta device in seconds. The sizes of Qwen3
+are those of the published `config.json` files.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+
+from .configuration_qwen3_perceiver import (
+    Qwen3PerceiverConfig,
+    Qwen3PerceiverConnectorConfig,
+    siglip2_so400m_384,
+)
+
+QWEN3_VOCAB_SIZE = 151_936
+TINY_VOCAB_SIZE = 512
+NUM_SPECIAL_TOKENS = 26
+
+QWEN3_SIZES: dict[str, dict[str, Any]] = {
+    "0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def qwen3_text_config(size: str) -> Qwen3Config:
+    """Qwen3 of a published size; `<|im_end|>` and `<|endoftext|>` end a turn."""
+    return Qwen3Config(
+        vocab_size=QWEN3_VOCAB_SIZE,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000},
+        eos_token_id=151645,
+        pad_token_id=151643,
+        **QWEN3_SIZES[size],
+    )
+
+
+def tiny_qwen3_text_config(**overrides: Any) -> Qwen3Config:
+    """A Qwen3 of four hundred thousand parameters: grouped queries, tied embeddings, head width 32."""
+    values = {
+        "vocab_size": TINY_VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "eos_token_id": TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS + 2,
+        "pad_token_id": TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS,
+    }
+    return Qwen3Config(**(values | overrides))
+
+
+def _perceiver_vlm_tiny() -> Qwen3PerceiverConfig:
+    first_special_id = TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS
+    return Qwen3PerceiverConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+            vision_use_head=False,
+        ),
+        connector_config=Qwen3PerceiverConnectorConfig(
+            num_latents=8,
+            depth=2,
+            num_heads=2,
+            head_dim=32,
+            projector_mlp_ratio=2,
+            position_encoding="sincos2d",
+            kv_layer_norm=True,
+            final_layer_norm=True,
+        ),
+        text_config=tiny_qwen3_text_config(),
+        image_token_id=first_special_id + 12,
+        vision_start_token_id=first_special_id + 9,
+        vision_end_token_id=first_special_id + 10,
+    )
+
+
+def _perceiver_vlm(size: str, **connector: Any) -> Callable[[], Qwen3PerceiverConfig]:
+    def build() -> Qwen3PerceiverConfig:
+        return Qwen3PerceiverConfig(
+            vision_config=siglip2_so400m_384(),
+            connector_config=Qwen3PerceiverConnectorConfig(**connector),
+            text_config=qwen3_text_config(size),
+        )
+
+    return build
+
+
+# What was found by training: positions on the keys, both LayerNorms, and a projector a quarter as wide.
+RECOMMENDED_CONNECTOR: dict[str, Any] = {
+    "position_encoding": "sincos2d",
+    "kv_layer_norm": True,
+    "final_layer_norm": True,
+    "projector_mlp_ratio": 1,
+}
+
+PRESETS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "perceiver-vlm-tiny": _perceiver_vlm_tiny,
+    "perceiver-vlm-0.6b": _perceiver_vlm("0.6b", **RECOMMENDED_CONNECTOR),
+    "perceiver-vlm-4b": _perceiver_vlm("4b", **RECOMMENDED_CONNECTOR),
+    "perceiver-vlm-8b": _perceiver_vlm("8b"),
+    "perceiver-vlm-8b-recommended": _perceiver_vlm("8b", **RECOMMENDED_CONNECTOR),
+}
+
+
+def preset_config(name: str) -> PreTrainedConfig:
+    """The configuration of a preset.
+
+    Raises:
+        ValueError: no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}. Presets: {', '.join(PRESETS)}.")
+    return PRESETS[name]()

@@ -1,0 +1,15 @@
+"""Text, images and documents to tensors. Imports `configuration/` only."""
+
+from transformers import AutoProcessor
+
+from ..configuration import Qwen3PerceiverConfig
+from ..configuration.code_files import carry_code
+from .chat_template import load_chat_template
+from .processing_qwen3_perceiver import Qwen3PerceiverProcessor
+from .qwen_tokenizer import build_qwen_tokenizer
+
+for _config_class, _processor_class in ((Qwen3PerceiverConfig, Qwen3PerceiverProcessor),):
+    carry_code(_processor_class)
+    AutoProcessor.register(_config_class, _processor_class, exist_ok=True)
+
+__all__ = ["Qwen3PerceiverProcessor", "build_qwen_tokenizer", "load_chat_template"]
