@@ -17,22 +17,20 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     Cache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     Qwen3Model,
 )
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from ..configuration.configuration_qwen3_perceiver import Qwen3PerceiverConfig
-from .perceiver_connector import PerceiverConnector, PerceiverResampler
+from ..configuration.configuration_qwen3_perceiver import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
+from .perceiver_connector import PerceiverConnector
 from .soft_tokens import splice_soft_tokens
-from .vision_towers import build_vision_tower, encode_patches, vision_hidden_size
+from .strict_loading import StrictLoadingMixin
+from .vision_towers import build_vision_tower, encode_patches, load_vision_tower, vision_hidden_size
 
 
 @dataclass
@@ -57,8 +55,8 @@ class Qwen3PerceiverCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: list[torch.Tensor] | None = None
 
 
-class Qwen3PerceiverPreTrainedModel(PreTrainedModel):
-    """What transformers has to know of both classes, and the initialisation of the new parameters."""
+class Qwen3PerceiverPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """What transformers has to know of both classes."""
 
     config: Qwen3PerceiverConfig
     config_class = Qwen3PerceiverConfig
@@ -74,13 +72,6 @@ class Qwen3PerceiverPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Linear and LayerNorm as everywhere in transformers; the latents are the only raw parameter."""
-        super()._init_weights(module)
-        if isinstance(module, PerceiverResampler):
-            init.normal_(module.latents, mean=0.0, std=module.config.latent_init_std)
-
 
 class Qwen3PerceiverModel(Qwen3PerceiverPreTrainedModel):
     """The backbone: tower, connector and Qwen3 without its head (`AutoModel`)."""
@@ -88,7 +79,7 @@ class Qwen3PerceiverModel(Qwen3PerceiverPreTrainedModel):
     def __init__(self, config: Qwen3PerceiverConfig) -> None:
         super().__init__(config)
         self.vision_tower = build_vision_tower(config.vision_config)
-        self.connector = PerceiverConnector(
+        self.connector = PerceiverConnector._from_config(
             config.connector_config,
             vision_size=vision_hidden_size(self.vision_tower, config.vision_config),
             language_size=config.text_config.hidden_size,
@@ -210,6 +201,73 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, GenerationMixin):
         # ConditionalGeneration; without this the loss would not be normalised over accumulated batches.
         self.loss_type = "ForCausalLM"
         self.post_init()
+
+    @classmethod
+    def from_vision_language_pretrained(
+        cls,
+        vision: str,
+        language: str,
+        *,
+        connector_config: Qwen3PerceiverConnectorConfig | dict[str, Any] | None = None,
+        vision_revision: str | None = None,
+        language_revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        **config_kwargs: Any,
+    ) -> "Qwen3PerceiverVLM":
+        """Graft: a pretrained tower, a pretrained Qwen3 and a new connector between them.
+
+        Args:
+            vision: repository id or folder of a SigLIP, SigLIP2 or timm checkpoint.
+            language: repository id or folder of a dense Qwen3 checkpoint of any size.
+            connector_config: resampler and projector; the specified connector when left out.
+            vision_revision, language_revision: branch, tag or commit of either.
+            dtype: of the whole model; "auto" takes the language model's.
+            config_kwargs: further `Qwen3PerceiverConfig` values, e.g. token ids of a tokenizer that is not Qwen3's.
+
+        Returns:
+            The assembled model; only the connector's weights are new.
+
+        Raises:
+            ValueError: a tower or language model of another kind, or a checkpoint with tensors missing.
+        """
+        text_config = AutoConfig.from_pretrained(language, revision=language_revision or "main")
+        if text_config.model_type != "qwen3":
+            raise ValueError(
+                f"{language!r} holds a {text_config.model_type!r} model; the language model must be a dense Qwen3."
+            )
+        language_model, info = AutoModelForCausalLM.from_pretrained(
+            language, config=text_config, revision=language_revision or "main", dtype=dtype, output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"The language checkpoint {language!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}"
+                f"{', …' if len(missing) > 5 else ''}. Nothing was assembled; download it again or choose another."
+            )
+        tower = load_vision_tower(vision, vision_revision or "main", language_model.dtype)
+        config = cls.config_class(
+            vision_config=tower.config.to_dict(),
+            connector_config=connector_config,
+            text_config=language_model.config.to_dict(),
+            dtype=language_model.dtype,
+            **config_kwargs,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        backbone = model.model
+        backbone.vision_tower = tower
+        backbone.language_model = language_model.model
+        model.lm_head = language_model.lm_head
+        backbone.connector = PerceiverConnector._from_config(
+            config.connector_config,
+            vision_size=vision_hidden_size(tower, tower.config),
+            language_size=text_config.hidden_size,
+            dtype=language_model.dtype,
+        )
+        # The parts came with configurations of their own; from here on there is one, the model's.
+        config.vision_config, config.text_config = tower.config, language_model.config
+        model.generation_config = language_model.generation_config
+        model.tie_weights()
+        return model.eval()
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Encode images; see `Qwen3PerceiverModel.get_image_features`."""

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
 
+from ..configuration.configuration_qwen3_perceiver import Qwen3PerceiverConnectorConfig
 from .vision_towers import PatchFeatures
 
 
@@ -29,7 +31,7 @@ class PerceiverAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: Qwen3PerceiverConnectorConfig) -> None:
         super().__init__()
         self.config = config
         self.head_dim = config.head_dim
@@ -89,7 +91,7 @@ class PerceiverMLP(nn.Module):
 class PerceiverLayer(nn.Module):
     """Pre-norm cross-attention and MLP on the latents, each with a residual."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: Qwen3PerceiverConnectorConfig) -> None:
         super().__init__()
         width = config.latent_size
         self.ln1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -114,7 +116,7 @@ class PerceiverLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """(I, P, C) patches -> (I, L, W) latents, whatever P is."""
 
-    def __init__(self, config: PreTrainedConfig, vision_size: int) -> None:
+    def __init__(self, config: Qwen3PerceiverConnectorConfig, vision_size: int) -> None:
         super().__init__()
         self.config = config
         width = config.latent_size
@@ -145,11 +147,25 @@ class PerceiverResampler(nn.Module):
         return self.norm(latents_ILW)
 
 
-class PerceiverConnector(nn.Module):
-    """Everything stage 1 trains: optional LayerNorm on the tower's output, resampler, projector."""
+class PerceiverConnector(PreTrainedModel):
+    """Everything stage 1 trains: optional LayerNorm on the tower's output, resampler, projector.
 
-    def __init__(self, config: PreTrainedConfig, vision_size: int, language_size: int) -> None:
-        super().__init__()
+    A `PreTrainedModel` of its own, so that its attention implementation is chosen and changed like that of the tower
+    and of the language model.
+    """
+
+    config: Qwen3PerceiverConnectorConfig
+    config_class = Qwen3PerceiverConnectorConfig
+    base_model_prefix = "connector"
+    main_input_name = "patches"
+    _no_split_modules = ["PerceiverLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: Qwen3PerceiverConnectorConfig, vision_size: int, language_size: int) -> None:
+        super().__init__(config)
         self.vision_ln = (
             nn.LayerNorm(vision_size, eps=config.layer_norm_eps) if config.vision_layer_norm else nn.Identity()
         )
@@ -157,6 +173,14 @@ class PerceiverConnector(nn.Module):
         self.projector = PerceiverMLP(
             config.latent_size, int(language_size * config.projector_mlp_ratio), language_size, config.hidden_act
         )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Linear and LayerNorm as everywhere in transformers; the latents are the only raw parameter."""
+        super()._init_weights(module)
+        if isinstance(module, PerceiverResampler):
+            init.normal_(module.latents, mean=0.0, std=self.config.latent_init_std)
 
     def forward(self, patches: PatchFeatures, **kwargs: Any) -> torch.Tensor:
         """(I, P, C) -> (I, L, D)."""

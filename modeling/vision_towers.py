@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Siglip2VisionModel,
+    SiglipVisionModel,
+    TimmWrapperModel,
+)
 
 
 @dataclass
@@ -34,9 +42,42 @@ def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
 
     The pooling head of SigLIP is never used here, and its `nn.MultiheadAttention` cannot be served by vLLM.
     """
-    if getattr(config, "vision_use_head", False):
+    if config.model_type != "timm_wrapper":
         config.vision_use_head = False
     return AutoModel.from_config(config)
+
+
+def load_vision_tower(name: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A pretrained tower, without pooling head and text half.
+
+    Args:
+        name: repository id or folder of a SigLIP, SigLIP2 or timm checkpoint (whole model or tower alone).
+
+    Raises:
+        ValueError: another kind of checkpoint, or tensors of the tower missing from it.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = getattr(config, "vision_config", config)
+    classes = {
+        "siglip_vision_model": SiglipVisionModel,
+        "siglip2_vision_model": Siglip2VisionModel,
+        "timm_wrapper": TimmWrapperModel,
+    }
+    if config.model_type not in classes:
+        raise ValueError(
+            f"{name!r} holds a {config.model_type!r} model; supported vision towers are {', '.join(classes)}."
+        )
+    if config.model_type != "timm_wrapper":
+        config.vision_use_head = False
+    tower, info = classes[config.model_type].from_pretrained(
+        name, config=config, revision=revision, dtype=dtype, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"The vision checkpoint {name!r} lacks {len(missing)} of the tower's tensors: {', '.join(missing[:5])}"
+            f"{', …' if len(missing) > 5 else ''}. Nothing was assembled; download it again or choose another."
+        )
+    return tower
 
 
 def vision_hidden_size(tower: nn.Module, config: PreTrainedConfig) -> int:
@@ -97,4 +138,4 @@ def _dtype(tower: PreTrainedModel) -> torch.dtype:
     return next(parameter.dtype for parameter in tower.parameters() if parameter.is_floating_point())
 
 
-__all__ = ["PatchFeatures", "build_vision_tower", "encode_patches", "vision_hidden_size"]
+__all__ = ["PatchFeatures", "build_vision_tower", "encode_patches", "load_vision_tower", "vision_hidden_size"]

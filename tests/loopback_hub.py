@@ -1,37 +1,36 @@
 """A small Hugging Face Hub on 127.0.0.1, for tests that push and load by repository id over HTTP.
 
-It answers the calls that `huggingface_hub` and `transformers` really make, so nothing has to be replaced on the
-client's side: create a repository, upload (regular files and Git LFS, not Xet), commit, list, download, branch, tag,
-open a pull request, delete. Everything is kept on disk below one folder: contents by their hash, and for each
-repository one JSON file with its commits, every commit a whole snapshot. That file is replaced in one step, so a
-commit is seen whole or not at all. Requests can be made to fail or to be cut off, by order, method and path.
+It answers the calls that `huggingface_hub` and `transformers` really make, so nothing has to be replaced on
+the client's side: create a repository, upload (regular files and Git LFS, not Xet), commit, list, download,
+branch, tag, open a pull request, delete. All of it is kept on disk below one folder: contents under their
+hash, and for each repository one JSON file with its commits, each a whole snapshot. That file is replaced in
+one step, so a commit is seen whole or not at all. Requests can be made to fail or to be cut off.
 
     with LoopbackHub(tmp_path / "hub", token="hf_test") as hub:
-        api = HfApi(endpoint=hub.endpoint, token="hf_test")          # in this process
-        run([sys.executable, ...], env=os.environ | environment(hub, tmp_path / "home"))   # or in a child
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)  # in this process
+        subprocess.run(command, env=os.environ | environment(hub, tmp_path / "home"))  # or in a child
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
-import io
 import json
-import os
 import re
 import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -39,83 +38,74 @@ Json: TypeAlias = dict[str, Any]
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".arrow", ".parquet")
 LFS_THRESHOLD = 64 * 1024
-CHUNK = 1 << 20
 
-_API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
-_WEB = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+?)"
+_API = r"/api/(?P<kind>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
+_WEB = r"/(?:(?P<kind>datasets)/)?(?P<repo_id>[^/]+/[^/]+?)"
 _REV = r"(?P<revision>[^/]+)"
-ROUTES: list[tuple[str, re.Pattern[str], str]] = [
-    (method, re.compile(pattern), name)
-    for method, pattern, name in (
-        ("GET", r"/api/whoami-v2", "_whoami"),
-        ("POST", r"/api/validate-yaml", "_validate_yaml"),
-        ("POST", r"/api/repos/create", "_create_repo"),
-        ("DELETE", r"/api/repos/delete", "_delete_repo"),
-        ("POST", rf"{_WEB}\.git/info/lfs/objects/batch", "_lfs_batch"),
-        ("PUT", r"/lfs-storage/(?P<oid>[0-9a-f]{64})", "_lfs_put"),
-        ("GET", rf"{_WEB}/(?:resolve|raw)/{_REV}/(?P<path>.+)", "_resolve"),
-        ("GET", rf"{_API}(?:/revision/{_REV})?", "_info"),
-        ("GET", rf"{_API}/tree/{_REV}(?:/(?P<path>.*))?", "_tree"),
-        ("POST", rf"{_API}/paths-info/{_REV}", "_paths_info"),
-        ("GET", rf"{_API}/refs", "_refs"),
-        ("GET", rf"{_API}/commits/{_REV}", "_commits"),
-        ("POST", rf"{_API}/preupload/{_REV}", "_preupload"),
-        ("POST", rf"{_API}/commit/{_REV}", "_commit"),
-        ("POST", rf"{_API}/(?P<space>branch|tag)/(?P<name>[^/]+)", "_create_ref"),
-        ("DELETE", rf"{_API}/(?P<space>branch|tag)/(?P<name>[^/]+)", "_delete_ref"),
-        ("GET", rf"{_API}/discussions", "_discussions"),
-        ("POST", rf"{_API}/discussions", "_open_discussion"),
-        ("GET", rf"{_API}/discussions/(?P<num>\d+)", "_discussion"),
-    )
+ROUTES = [
+    ("GET", r"/api/whoami-v2", "_whoami"),
+    ("POST", r"/api/validate-yaml", "_validate_yaml"),
+    ("POST", r"/api/repos/create", "_create_repo"),
+    ("DELETE", r"/api/repos/delete", "_delete_repo"),
+    ("POST", rf"{_WEB}\.git/info/lfs/objects/batch", "_lfs_batch"),
+    ("PUT", r"/lfs-storage/(?P<oid>[0-9a-f]{64})/(?P<size>\d+)", "_lfs_put"),
+    ("GET", rf"{_WEB}/(?:resolve|raw)/{_REV}/(?P<path>.+)", "_resolve"),
+    ("GET", rf"{_API}(?:/revision/{_REV})?", "_info"),
+    ("GET", rf"{_API}/tree/{_REV}(?:/(?P<path>.*))?", "_tree"),
+    ("POST", rf"{_API}/paths-info/{_REV}", "_paths_info"),
+    ("GET", rf"{_API}/refs", "_refs"),
+    ("GET", rf"{_API}/commits/{_REV}", "_commits"),
+    ("POST", rf"{_API}/preupload/{_REV}", "_preupload"),
+    ("POST", rf"{_API}/commit/{_REV}", "_commit"),
+    ("POST", rf"{_API}/branch/(?P<branch>[^/]+)", "_create_ref"),
+    ("POST", rf"{_API}/tag/{_REV}", "_create_ref"),
+    ("DELETE", rf"{_API}/(?P<space>branch|tag)/(?P<name>[^/]+)", "_delete_ref"),
+    ("GET", rf"{_API}/discussions", "_discussions"),
+    ("POST", rf"{_API}/discussions", "_open_discussion"),
+    ("GET", rf"{_API}/discussions/(?P<num>\d+)", "_discussion"),
 ]
+NEED_NO_TOKEN = ("_paths_info", "_validate_yaml", "_lfs_put")  # reads by POST, and a PUT on a signed address
 
 
 class HubError(Exception):
-    """An error answer: its HTTP status, its text and the code that the client turns into an exception class."""
+    """An error answer; the client turns `code` into an exception class."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
         super().__init__(message)
         self.status = status
-        self.headers = {"X-Error-Message": message.encode("ascii", "replace").decode().replace("\n", " ")}
-        self.headers |= {"X-Error-Code": code} if code else {}
-        self.headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers["X-Error-Message"] = message.encode("ascii", "replace").decode().replace("\n", " ")
+        if code is not None:
+            self.headers["X-Error-Code"] = code
 
 
 @dataclass
 class Request:
-    """One request, its body already read: into memory, or for a PUT into the file `upload`."""
+    """One request, and what its path names: the groups of its route, the repository, the commit."""
 
     method: str
     path: str
-    query: dict[str, list[str]]
+    query: dict[str, str]
     headers: Message
-    body: bytes = b""
-    upload: Path | None = None
-
-    def json(self) -> Json:
-        """The body as a JSON object (an empty body is an empty object)."""
-        try:
-            payload = json.loads(self.body or b"{}")
-        except ValueError as error:
-            raise HubError(400, f"The body is not valid JSON: {error}") from error
-        if not isinstance(payload, dict):
-            raise HubError(400, "The body is not a JSON object")
-        return payload
+    body: bytes
+    args: dict[str, str] = field(default_factory=dict)
+    repo: Json = field(default_factory=dict)
+    commit: Json = field(default_factory=dict)
 
 
 @dataclass
 class Reply:
-    """One answer: something JSON can hold, or (`file`) a file on disk of which a range may be asked."""
+    """One answer: something that JSON can hold, or a file on disk of which a range may be asked."""
 
     payload: Any = None
     status: int = 200
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     file: Path | None = None
 
 
 @dataclass
 class Fault:
-    """Fails the requests number `first` to `first + times - 1` among those that match (no `status`: cut off)."""
+    """Strikes the matching requests `first` to `first + times - 1`; without a status it cuts them off."""
 
     first: int
     times: int
@@ -125,7 +115,6 @@ class Fault:
     seen: int = 0
 
     def strikes(self, method: str, path: str) -> bool:
-        """Counts the request if it matches, and tells whether it is one that must fail."""
         if self.method not in (None, method) or self.path_contains not in path:
             return False
         self.seen += 1
@@ -135,24 +124,23 @@ class Fault:
 class LoopbackHub:
     """The hub: a context manager that serves in a daemon thread, on a free port of 127.0.0.1.
 
-    Every namespace may be written to with the one token. A repository starts, as on the real Hub, with a first
-    commit that holds `.gitattributes`. A hub opened later on the same `root` finds the repositories again.
+    The one token may write to every namespace. A repository starts, as on the real Hub, with a commit that
+    holds `.gitattributes`. A hub opened later on the same `root` finds the repositories again.
+
+    `requests` lists (method, path) of all requests, the paths percent-decoded and without their query;
+    `unknown_requests` those of them that this hub has no answer for.
     """
 
     def __init__(self, root: Path, *, token: str, username: str = "tester", lfs: bool = True) -> None:
         self.root, self.token, self.username, self.lfs = Path(root), token, username, lfs
         self.endpoint = ""
         self.requests: list[tuple[str, str]] = []
-        """(method, path) of every request received, the path percent-decoded and without its query."""
         self.unknown_requests: list[tuple[str, str]] = []
-        """Those of `requests` for which this hub has no answer (404 without an error code)."""
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
         self._server: _Server | None = None
-        for folder in ("blobs", "repos", "incoming"):
+        for folder in ("blobs", "incoming"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
-
-    # ------------------------------------------------------------------ running
 
     def __enter__(self) -> LoopbackHub:
         self.start()
@@ -162,76 +150,93 @@ class LoopbackHub:
         self.stop()
 
     def start(self) -> None:
-        """Serves until `stop` is called; `endpoint` is set from here on."""
+        """Serves until `stop` is called; `endpoint` is known from here on."""
         self._server = _Server(self)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
-        """Stops serving and closes the connections that clients keep open."""
+        """Stops serving, also on the connections that clients keep open."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server.close_connections()
             self._server = None
 
-    def fail_request(
-        self, n: int, status: int = 500, method: str | None = None, path_contains: str = "", times: int = 1
-    ) -> None:
-        """Answers the n-th matching request from now on (1: the next one), and `times` in a row, with `status`.
+    # ---------------------------------------------------------------------------------- faults
 
-        The client itself retries 408, 429 and 5xx on most calls (up to 5 times, waiting 1, 2, 4, 8, 8 s), but not on
-        the commit; another status (403, say) is final. Faults given one after the other count independently.
+    def fail_request(
+        self,
+        n: int,
+        status: int = 500,
+        method: str | None = None,
+        path_contains: str = "",
+        times: int = 1,
+    ) -> None:
+        """Answers the n-th matching request from now on (1 is the next), and `times` in a row, with `status`.
+
+        The client retries 408, 429 and 5xx on most calls (up to 5 times, after 1, 2, 4, 8, 8 s), the commit
+        excepted; other statuses, 403 say, are final. Each fault counts for itself.
         """
         with self._lock:
             self._faults.append(Fault(n, times, status, method, path_contains))
 
     def drop_request(
-        self, n: int, method: str | None = None, path_contains: str = "", times: int = 1
+        self,
+        n: int,
+        method: str | None = None,
+        path_contains: str = "",
+        times: int = 1,
     ) -> None:
-        """The same, but the connection is closed without an answer; for a PUT, after half of its body."""
+        """The same, but closes the connection without an answer (a PUT: after half of its body)."""
         with self._lock:
             self._faults.append(Fault(n, times, None, method, path_contains))
 
-    # ------------------------------------------------------------------ looking in from a test
+    def receive(self, method: str, path: str) -> Fault | None:
+        """Logs a request and tells which fault, if any, strikes it."""
+        with self._lock:
+            self.requests.append((method, path))
+            struck = [fault for fault in self._faults if fault.strikes(method, path)]
+        return struck[0] if struck else None
+
+    # ---------------------------------------------------------------------------------- for assertions
 
     def exists(self, repo_id: str, repo_type: str = "model") -> bool:
         """Whether the repository is there, private or not."""
         return self._repo_file(repo_type, repo_id).is_file()
 
     def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes | int]:
-        """The paths at a revision; with the content of a regular file, with the size of an LFS file."""
-        files = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
-        return {
-            path: entry["size"] if entry["lfs"] else self._blob(entry["oid"]).read_bytes()
-            for path, entry in files.items()
-        }
+        """The paths at a revision: the content of a regular file, the size of an LFS file."""
+        entries = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
+        regular = (path for path, entry in entries.items() if not entry["lfs"])
+        sizes = {path: entry["size"] for path, entry in entries.items()}
+        return sizes | {path: self._blob(entries[path]["oid"]).read_bytes() for path in regular}
 
     def read(self, repo_id: str, path: str, revision: str = "main", repo_type: str = "model") -> bytes:
-        """The content of one file, LFS or not."""
-        files = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
-        return self._blob(files[path]["oid"]).read_bytes()
+        """The content of one file, regular or LFS."""
+        entries = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
+        return self._blob(entries[path]["oid"]).read_bytes()
 
     def commits(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> list[Json]:
-        """The commits that lead to a revision, newest first: {id, parent, title, message, date, files}."""
+        """The commits behind a revision, newest first: {id, parent, title, message, date, files}."""
         repo = self._load(repo_type, repo_id)
-        return list(self._history(repo, self._snapshot(repo, revision)))
+        return list(_history(repo, self._snapshot(repo, revision)))
 
-    # ------------------------------------------------------------------ storage
+    # ---------------------------------------------------------------------------------- storage
 
     def _blob(self, oid: str) -> Path:
         return self.root / "blobs" / oid
 
     def _repo_file(self, kind: str | None, repo_id: str) -> Path:
         if not re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", repo_id):
-            raise HubError(404, "Repository not found", "RepoNotFound")
+            raise HubError(404, f"Repository not found: {repo_id}", "RepoNotFound")
         return self.root / "repos" / _repo_type(kind) / f"{repo_id}.json"
 
     def _load(self, kind: str | None, repo_id: str) -> Json:
         try:
             return json.loads(self._repo_file(kind, repo_id).read_bytes())
         except FileNotFoundError:
-            raise HubError(404, "Repository not found", "RepoNotFound") from None
+            raise HubError(404, f"Repository not found: {repo_id}", "RepoNotFound") from None
 
     def _save(self, repo: Json) -> None:
         self._replace(self._repo_file(repo["type"], repo["id"]), json.dumps(repo, indent=1).encode())
@@ -239,20 +244,22 @@ class LoopbackHub:
     def _replace(self, path: Path, content: bytes) -> None:
         """Writes a file in one step: a reader sees the old content or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.root / "incoming")
-        with os.fdopen(descriptor, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=self.root / "incoming", delete=False) as file:
             file.write(content)
-        os.replace(name, path)
+        Path(file.name).replace(path)
 
     def _put_regular(self, content: bytes) -> Json:
-        """Stores the content of a regular file under its git hash."""
         oid = _git_hash("blob", content)
         self._replace(self._blob(oid), content)
         return {"oid": oid, "size": len(content), "lfs": False}
 
-    def _add_commit(
-        self, repo: Json, ref: str, parent: str | None, title: str, text: str, files: Json
-    ) -> str:
+    def _has_lfs(self, oid: str, size: int | None) -> bool:
+        if not re.fullmatch(r"[0-9a-f]{64}", oid) or not self._blob(oid).is_file():
+            return False
+        return size is None or self._blob(oid).stat().st_size == size
+
+    def _add_commit(self, repo: Json, ref: str, files: Json, title: str, text: str = "") -> str:
+        parent = repo["refs"].get(ref)
         commit = {"parent": parent, "title": title, "message": text, "date": _now(), "files": files}
         oid = _git_hash("commit", json.dumps([len(repo["commits"]), repo["id"], commit]).encode())
         repo["commits"].append({"id": oid, **commit})
@@ -270,211 +277,168 @@ class LoopbackHub:
                 return commit
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def _history(self, repo: Json, commit: Json | None) -> Iterator[Json]:
-        by_id = {item["id"]: item for item in repo["commits"]}
-        while commit is not None:
-            yield commit
-            commit = by_id.get(commit["parent"])
+    # ---------------------------------------------------------------------------------- answering
 
-    # ------------------------------------------------------------------ answering
-
-    def answer(self, request: Request) -> Reply:
-        """Finds the route of a request and answers it."""
-        authorization = request.headers.get("Authorization")
-        if authorization is not None and not self._is_token(authorization):
+    def answer(self, req: Request) -> Reply:
+        """Checks the token, looks up the repository and the commit that the path names, and answers."""
+        authorization = req.headers.get("Authorization")
+        if authorization is not None and not _same(authorization, f"Bearer {self.token}"):
             raise HubError(401, "Invalid credentials in Authorization header")
-        wanted = "GET" if request.method == "HEAD" else request.method
-        for method, pattern, name in ROUTES:
-            if method == wanted and (match := pattern.fullmatch(request.path)):
-                groups = {key: value and unquote(value) for key, value in match.groupdict().items()}
-                if method == "GET" or name in ("_paths_info", "_validate_yaml", "_lfs_put"):
-                    return getattr(self, name)(request, **groups)
-                self._require_token(request)
-                with self._lock:
-                    return getattr(self, name)(request, **groups)
-        self.unknown_requests.append((request.method, unquote(request.path)))
-        raise HubError(404, f"No such route: {request.method} {request.path}")
-
-    def _is_token(self, authorization: str) -> bool:
-        return hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode())
-
-    def _require_token(self, request: Request) -> None:
-        if request.headers.get("Authorization") is None:
+        action = self._route(req)
+        writes = req.method not in ("GET", "HEAD") and action not in NEED_NO_TOKEN
+        if authorization is None and (writes or action == "_whoami"):
             raise HubError(401, "Invalid username or password.")
+        with self._lock if writes else contextlib.nullcontext():
+            if "repo_id" in req.args:
+                req.repo = self._load(req.args.get("kind"), req.args["repo_id"])
+                if req.repo["private"] and authorization is None:
+                    raise HubError(401, "Invalid username or password.", "RepoNotFound")
+                req.commit = self._snapshot(req.repo, req.args.get("revision", "main"))
+            answer = getattr(self, action)(req)
+        return answer if isinstance(answer, Reply) else Reply(answer)
 
-    def _open(self, request: Request, kind: str | None, repo_id: str) -> Json:
-        """The repository, if the caller may see it."""
-        repo = self._load(kind, repo_id)
-        if repo["private"] and request.headers.get("Authorization") is None:
-            raise HubError(401, "Invalid username or password.", "RepoNotFound")
-        return repo
+    def _route(self, req: Request) -> str:
+        verb = "GET" if req.method == "HEAD" else req.method
+        for method, pattern, action in ROUTES:
+            if method == verb and (found := re.fullmatch(pattern, req.path)):
+                named = found.groupdict().items()
+                req.args = {name: unquote(value) for name, value in named if value is not None}
+                return action
+        self.unknown_requests.append((req.method, unquote(req.path)))
+        raise HubError(404, f"No such route: {req.method} {req.path}")
 
     def _url(self, repo: Json) -> str:
-        return f"{self.endpoint}/{'' if repo['type'] == 'model' else repo['type'] + 's/'}{repo['id']}"
+        return f"{self.endpoint}/{'datasets/' if repo['type'] == 'dataset' else ''}{repo['id']}"
 
-    def _whoami(self, request: Request) -> Reply:
-        self._require_token(request)
+    def _whoami(self, req: Request) -> Json:
         auth = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
         user = {"type": "user", "id": self.username, "name": self.username, "fullname": self.username}
-        return Reply({**user, "email": None, "isPro": False, "orgs": [], "auth": auth})
+        return {**user, "orgs": [], "auth": auth}
 
-    def _validate_yaml(self, request: Request) -> Reply:
+    def _validate_yaml(self, req: Request) -> Reply:
         try:
-            card = _card_data(request.json()["content"])
+            card = _card_data(json.loads(req.body)["content"])
         except (yaml.YAMLError, ValueError) as error:
-            return Reply({"error": "Bad metadata", "errors": [{"message": str(error)}], "warnings": []}, 400)
-        warnings = [] if card is not None else [{"message": "empty or missing yaml metadata in repo card"}]
-        return Reply({"errors": [], "warnings": warnings})
+            return Reply({"error": "Bad metadata", "errors": [{"message": str(error)}]}, status=400)
+        return Reply({"errors": [], "warnings": [] if card else [{"message": "no metadata in the card"}]})
 
-    def _create_repo(self, request: Request) -> Reply:
-        asked = request.json()
-        kind, repo_id = asked.get("type"), f"{asked.get('organization') or self.username}/{asked.get('name')}"
+    def _create_repo(self, req: Request) -> Reply:
+        asked = json.loads(req.body)
+        repo_id, kind = f"{asked.get('organization') or self.username}/{asked['name']}", asked.get("type")
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        repo = {"id": repo_id, "type": _repo_type(kind), "private": private, "created": _now()}
-        url = {"url": self._url(repo), "name": repo_id}
-        if self.exists(repo_id, _repo_type(kind)):
-            return Reply({"error": f"You already created this {repo['type']} repo", **url}, 409)
-        repo |= {"refs": {}, "commits": [], "discussions": []}
+        repo: Json = {"id": repo_id, "type": _repo_type(kind), "private": private, "created": _now()}
+        named = {"url": self._url(repo), "name": repo_id}
+        if self.exists(repo_id, repo["type"]):
+            return Reply({"error": f"You already created this {repo['type']} repo", **named}, status=409)
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
         files = {".gitattributes": self._put_regular(attributes.encode())}
-        self._add_commit(repo, "refs/heads/main", None, "initial commit", "", files)
-        return Reply(url)
+        repo |= {"refs": {}, "commits": [], "discussions": []}
+        self._add_commit(repo, "refs/heads/main", files, "initial commit")
+        return Reply(named)
 
-    def _delete_repo(self, request: Request) -> Reply:
-        asked = request.json()
-        repo_id = f"{asked.get('organization') or self.username}/{asked.get('name')}"
-        self._load(asked.get("type"), repo_id)
-        self._repo_file(asked.get("type"), repo_id).unlink()
-        return Reply({})
+    def _delete_repo(self, req: Request) -> Json:
+        asked = json.loads(req.body)
+        repo = self._load(asked.get("type"), f"{asked.get('organization') or self.username}/{asked['name']}")
+        self._repo_file(repo["type"], repo["id"]).unlink()
+        return {}
 
-    # ------------------------------------------------------------------ reading
+    # ---------------------------------------------------------------------------------- reading
 
-    def _info(self, request: Request, kind: str, repo_id: str, revision: str | None) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        commit = self._snapshot(repo, revision or "main")
-        siblings = []
-        for path, entry in commit["files"].items():
-            blob = _file_info(path, entry)
-            detail = {"size": blob["size"], "blobId": blob["oid"]}
-            detail |= {"lfs": {**blob["lfs"], "sha256": entry["oid"]}} if entry["lfs"] else {}
-            siblings.append({"rfilename": path, **(detail if "blobs" in request.query else {})})
-        info = {"_id": repo_id, "id": repo_id, "author": repo_id.split("/")[0], "sha": commit["id"]}
+    def _info(self, req: Request) -> Json:
+        repo, commit, card = req.repo, req.commit, None
+        siblings = [{"rfilename": path} for path in commit["files"]]
+        if "blobs" in req.query:
+            for sibling in siblings:
+                blob = _file_info(sibling["rfilename"], commit["files"][sibling["rfilename"]])
+                sibling |= {"size": blob["size"], "blobId": blob["oid"], "lfs": blob.get("lfs")}
+        if "README.md" in commit["files"]:
+            with contextlib.suppress(yaml.YAMLError, ValueError):  # a broken card hides only its own data
+                card = _card_data(self._blob(commit["files"]["README.md"]["oid"]).read_text("utf-8"))
+        info = {"id": repo["id"], "author": repo["id"].split("/")[0], "sha": commit["id"]}
         info |= {"private": repo["private"], "gated": False, "disabled": False, "downloads": 0, "likes": 0}
         info |= {"createdAt": repo["created"], "lastModified": commit["date"], "siblings": siblings}
-        card = None
-        if (readme := commit["files"].get("README.md")) is not None:
-            try:
-                card = _card_data(self._blob(readme["oid"]).read_text("utf-8"))
-            except (yaml.YAMLError, ValueError):
-                pass  # a broken card hides its data, not the repository
-        tags = (card or {}).get("tags") or []
-        info |= {"tags": tags, **({"cardData": card} if card else {})}
-        return Reply(info | ({"modelId": repo_id} if repo["type"] == "model" else {}))
+        return info | {"cardData": card, "tags": (card or {}).get("tags") or []}
 
-    def _resolve(self, request: Request, kind: str | None, repo_id: str, revision: str, path: str) -> Reply:
-        commit = self._snapshot(self._open(request, kind, repo_id), revision)
-        entry = commit["files"].get(path)
+    def _resolve(self, req: Request) -> Reply:
+        entry = req.commit["files"].get(req.args["path"])
         if entry is None:
-            raise HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit["id"])
-        headers = {"X-Repo-Commit": commit["id"], "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes"}
+            raise HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=req.commit["id"])
+        etag = f'"{entry["oid"]}"'
+        headers = {"X-Repo-Commit": req.commit["id"], "ETag": etag, "Accept-Ranges": "bytes"}
         if entry["lfs"]:
-            headers |= {"X-Linked-Size": str(entry["size"]), "X-Linked-Etag": headers["ETag"]}
+            headers |= {"X-Linked-Size": str(entry["size"]), "X-Linked-Etag": etag}
         return Reply(headers=headers, file=self._blob(entry["oid"]))
 
-    def _tree(self, request: Request, kind: str, repo_id: str, revision: str, path: str | None) -> Reply:
-        commit = self._snapshot(self._open(request, kind, repo_id), revision)
-        start = f"{path.strip('/')}/" if path else ""
-        recursive = request.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        entries = {**_folders(commit["files"]), **commit["files"]}
+    def _tree(self, req: Request) -> list[Json]:
+        start = f"{req.args['path'].strip('/')}/" if req.args.get("path") else ""
+        recursive = req.query.get("recursive", "false").lower() in ("true", "1")
+        entries = _with_folders(req.commit["files"])
         below = [name for name in entries if name.startswith(start)]
         if start and not below:
-            raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        kept = sorted(name for name in below if recursive or "/" not in name[len(start) :])
-        return Reply([_file_info(name, entries[name]) for name in kept])
+            raise HubError(404, f"{start} does not exist", "EntryNotFound", X_Repo_Commit=req.commit["id"])
+        names = sorted(name for name in below if recursive or "/" not in name[len(start) :])
+        return [_file_info(name, entries[name]) for name in names]
 
-    def _paths_info(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
-        commit = self._snapshot(self._open(request, kind, repo_id), revision)
-        if "json" in request.headers.get("Content-Type", ""):
-            paths = request.json().get("paths", [])
-        else:
-            paths = parse_qs(request.body.decode()).get("paths", [])
-        entries = {**_folders(commit["files"]), **commit["files"]}
-        return Reply([_file_info(path, entries[path]) for path in paths if path in entries])
+    def _paths_info(self, req: Request) -> list[Json]:
+        is_json = "json" in req.headers.get("Content-Type", "")
+        paths = (json.loads(req.body) if is_json else parse_qs(req.body.decode())).get("paths", [])
+        entries = _with_folders(req.commit["files"])
+        return [_file_info(path, entries[path]) for path in paths if path in entries]
 
-    def _refs(self, request: Request, kind: str, repo_id: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-
-        def named(start: str) -> list[Json]:
-            refs = ((ref, oid) for ref, oid in repo["refs"].items() if ref.startswith(start))
+    def _refs(self, req: Request) -> Json:
+        def below(start: str) -> list[Json]:
+            refs = ((ref, oid) for ref, oid in req.repo["refs"].items() if ref.startswith(start))
             return [{"name": ref.removeprefix(start), "ref": ref, "targetCommit": oid} for ref, oid in refs]
 
-        answer = {"branches": named("refs/heads/"), "tags": named("refs/tags/"), "converts": []}
-        asked = "include_prs" in request.query
-        return Reply(answer | ({"pullRequests": named("refs/pr/")} if asked else {}))
+        refs = {"branches": below("refs/heads/"), "tags": below("refs/tags/"), "converts": []}
+        return refs | ({"pullRequests": below("refs/pr/")} if "include_prs" in req.query else {})
 
-    def _commits(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        authors = [{"user": self.username}]
-        return Reply(
-            [
-                {key: commit[key] for key in ("id", "title", "message", "date")} | {"authors": authors}
-                for commit in self._history(repo, self._snapshot(repo, revision))
-            ]
-        )
+    def _commits(self, req: Request) -> list[Json]:
+        authors = {"authors": [{"user": self.username}]}
+        keys = ("id", "title", "message", "date")
+        return [{key: commit[key] for key in keys} | authors for commit in _history(req.repo, req.commit)]
 
-    # ------------------------------------------------------------------ writing
+    # ---------------------------------------------------------------------------------- writing
 
-    def _preupload(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
-        present = self._snapshot(self._open(request, kind, repo_id), revision)["files"]
+    def _preupload(self, req: Request) -> Json:
         answer = []
-        for file in request.json()["files"]:
-            binary = file["size"] > LFS_THRESHOLD or file["path"].endswith(LFS_SUFFIXES)
-            mode = "lfs" if self.lfs and (binary or b"\0" in base64.b64decode(file["sample"])) else "regular"
-            oid = present.get(file["path"], {}).get("oid")
-            answer.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        return Reply({"files": answer})
+        for file in json.loads(req.body)["files"]:
+            path, size, sample = file["path"], file["size"], base64.b64decode(file["sample"])
+            binary = size > LFS_THRESHOLD or path.endswith(LFS_SUFFIXES) or b"\0" in sample
+            mode = "lfs" if self.lfs and binary else "regular"
+            oid = req.commit["files"].get(path, {}).get("oid")
+            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return {"files": answer}
 
     def _sign(self, oid: str, size: int | str) -> str:
         return hmac.new(self.token.encode(), f"{oid}:{size}".encode(), "sha256").hexdigest()
 
-    def _lfs_batch(self, request: Request, kind: str | None, repo_id: str) -> Reply:
-        self._open(request, kind, repo_id)
-        answer: list[Json] = []
-        for item in request.json()["objects"]:
-            oid, size = item["oid"], item["size"]
-            answer.append({"oid": oid, "size": size})
-            if not self._has_lfs(oid, size):  # no actions: the content is there already
-                query = urlencode({"size": size, "signature": self._sign(oid, size)})
-                answer[-1]["actions"] = {"upload": {"href": f"{self.endpoint}/lfs-storage/{oid}?{query}"}}
-        return Reply({"transfer": "basic", "objects": answer})
+    def _lfs_batch(self, req: Request) -> Json:
+        answer = []
+        for oid, size in ((item["oid"], item["size"]) for item in json.loads(req.body)["objects"]):
+            href = f"{self.endpoint}/lfs-storage/{oid}/{size}?signature={self._sign(oid, size)}"
+            actions = {} if self._has_lfs(oid, size) else {"actions": {"upload": {"href": href}}}
+            answer.append({"oid": oid, "size": size, **actions})
+        return {"transfer": "basic", "objects": answer}
 
-    def _has_lfs(self, oid: Any, size: int | None) -> bool:
-        if not re.fullmatch(r"[0-9a-f]{64}", str(oid)) or not self._blob(oid).is_file():
-            return False
-        return size is None or self._blob(oid).stat().st_size == size
-
-    def _lfs_put(self, request: Request, oid: str) -> Reply:
+    def _lfs_put(self, req: Request) -> Reply:
         """Takes an upload on the signature in its address: the client sends no token with it."""
-        size, signature = (request.query.get(name, [""])[0] for name in ("size", "signature"))
-        if not hmac.compare_digest(signature, self._sign(oid, size)):
-            raise HubError(403, "The upload address is not signed by this hub")
-        assert request.upload is not None
-        with request.upload.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != oid or request.upload.stat().st_size != int(size):
+        oid, size = req.args["oid"], req.args["size"]
+        if not _same(req.query.get("signature", ""), self._sign(oid, size)):
+            raise HubError(403, "This upload address is not signed by the hub")
+        if hashlib.sha256(req.body).hexdigest() != oid or len(req.body) != int(size):
             raise HubError(400, f"The content sent is not that of {oid}")
-        os.replace(request.upload, self._blob(oid))
+        self._replace(self._blob(oid), req.body)
         return Reply({}, headers={"ETag": f'"{oid}"'})
 
-    def _commit(self, request: Request, kind: str, repo_id: str, revision: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        create_pr = request.query.get("create_pr", ["0"])[0] in ("1", "true")
-        ref = next((r for r in (f"refs/heads/{revision}", revision) if r in repo["refs"]), None)
-        if (ref is None and not create_pr) or str(ref).startswith("refs/tags/"):
+    def _commit(self, req: Request) -> Json:
+        repo, revision, parent = req.repo, req.args["revision"], req.commit
+        create_pr = req.query.get("create_pr") in ("1", "true")
+        ref = next((ref for ref in (f"refs/heads/{revision}", revision) if ref in repo["refs"]), "")
+        if not create_pr and not ref.startswith(("refs/heads/", "refs/pr/")):
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        parent = self._snapshot(repo, revision)
         try:
-            header, *operations = [json.loads(line) for line in request.body.splitlines() if line.strip()]
+            header, *operations = [json.loads(line) for line in req.body.splitlines() if line.strip()]
             title, text = header["value"]["summary"], header["value"].get("description", "")
             if header["key"] != "header" or not title:
                 raise ValueError("the first line must be a header with a summary")
@@ -483,133 +447,102 @@ class LoopbackHub:
             files = dict(parent["files"])
             for operation in operations:
                 self._apply(files, operation["key"], operation["value"])
-            if clash := next((path for path in _folders(files) if path in files), None):
-                raise ValueError(f"{clash} is both a file and a folder")
+            if clash := [path for path, entry in _with_folders(files).items() if path in files and not entry]:
+                raise ValueError(f"{clash[0]} is both a file and a folder")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HubError(400, f"Invalid commit: {type(error).__name__}: {error}") from error
-        answer: Json = {"success": True}
+        answer = {}
         if create_pr:
-            number, ref = self._new_discussion(repo, title, text, pull_request=True)
+            number, ref = self._add_discussion(repo, title, text, pull_request=True)
+            repo["refs"][ref] = parent["id"]
             answer["pullRequestUrl"] = f"{self._url(repo)}/discussions/{number}"
-        oid = self._add_commit(repo, str(ref), parent["id"], title, text, files)
-        return Reply({**answer, "commitOid": oid, "commitUrl": f"{self._url(repo)}/commit/{oid}"})
+        oid = self._add_commit(repo, ref, files, title, text)
+        return answer | {"success": True, "commitOid": oid, "commitUrl": f"{self._url(repo)}/commit/{oid}"}
 
     def _apply(self, files: Json, key: str, value: Json) -> None:
         """Applies one operation of a commit to a snapshot."""
-        path = value["path"]
+        path: str = value["path"]
+        whole = key == "deletedFolder"
         folder = path.rstrip("/") + "/"
-        parts = folder[:-1].split("/") if key == "deletedFolder" else path.split("/")
+        parts = folder[:-1].split("/") if whole else path.split("/")
         if not {"", ".", "..", ".git"}.isdisjoint(parts):
             raise ValueError(f"the path {path!r} is not allowed")
         if key == "file":
-            if value.get("encoding", "base64") != "base64":
-                raise ValueError(f"the encoding of {path} is not base64")
             files[path] = self._put_regular(base64.b64decode(value["content"], validate=True))
         elif key == "lfsFile":
-            oid = value["oid"]
-            if value.get("algo") != "sha256" or not self._has_lfs(oid, value.get("size")):
-                raise ValueError(f"the content of {path} was not uploaded: {oid}")
-            files[path] = {"oid": oid, "size": self._blob(oid).stat().st_size, "lfs": True}
+            if value["algo"] != "sha256" or not self._has_lfs(value["oid"], value.get("size")):
+                raise ValueError(f"the content of {path} was not uploaded")
+            size = self._blob(value["oid"]).stat().st_size  # a copy inside the repository comes without size
+            files[path] = {"oid": value["oid"], "size": size, "lfs": True}
         elif key in ("deletedFile", "deletedFolder"):
-            what = key.removeprefix("deleted").lower()
-            gone = [name for name in files if (name.startswith(folder) if what == "folder" else name == path)]
+            gone = [name for name in files if (name.startswith(folder) if whole else name == path)]
             if not gone:
+                what = "folder" if whole else "file"
                 raise HubError(404, f"A {what} with this name doesn't exist: {path}", "EntryNotFound")
             for name in gone:
                 del files[name]
         else:
             raise ValueError(f"unknown operation {key!r}")
 
-    def _create_ref(self, request: Request, kind: str, repo_id: str, space: str, name: str) -> Reply:
-        repo, asked = self._open(request, kind, repo_id), request.json()
-        if space == "branch":
-            ref, start = f"refs/heads/{name}", asked.get("startingPoint") or "main"
-        else:  # the address of a new tag names the revision, its body the tag
-            ref, start = f"refs/tags/{asked['tag']}", name
-        if ref in repo["refs"] and not asked.get("overwrite"):
+    def _create_ref(self, req: Request) -> Json:
+        """A branch (the path names it) or a tag (the path names its target, the body the tag)."""
+        repo, asked = req.repo, json.loads(req.body)
+        if "branch" in req.args:
+            ref = f"refs/heads/{req.args['branch']}"
+            target = self._snapshot(repo, asked.get("startingPoint", "main"))
+        else:
+            ref, target = f"refs/tags/{asked['tag']}", req.commit
+        if ref in repo["refs"]:
             raise HubError(409, f"Reference already exists: {ref}")
-        repo["refs"][ref] = self._snapshot(repo, start)["id"]
+        repo["refs"][ref] = target["id"]
         self._save(repo)
-        return Reply({})
+        return {}
 
-    def _delete_ref(self, request: Request, kind: str, repo_id: str, space: str, name: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        ref = f"refs/{'heads' if space == 'branch' else 'tags'}/{name}"
+    def _delete_ref(self, req: Request) -> Json:
+        ref = f"refs/{'heads' if req.args['space'] == 'branch' else 'tags'}/{req.args['name']}"
         if ref == "refs/heads/main":
             raise HubError(403, "The main branch cannot be deleted")
-        if repo["refs"].pop(ref, None) is None:
+        if req.repo["refs"].pop(ref, None) is None:
             raise HubError(404, f"Reference not found: {ref}", "RevisionNotFound")
-        self._save(repo)
-        return Reply({})
+        self._save(req.repo)
+        return {}
 
-    # ------------------------------------------------------------------ discussions and pull requests
+    # ---------------------------------------------------------------------------------- discussions
 
-    def _new_discussion(self, repo: Json, title: str, text: str, *, pull_request: bool) -> tuple[int, str]:
-        """Adds a discussion (not saved yet); gives its number and the ref of its commits."""
+    def _add_discussion(self, repo: Json, title: str, text: str, *, pull_request: bool) -> tuple[int, str]:
+        """Adds a discussion, not saved yet; gives its number and the ref of a pull request's commits."""
         number = len(repo["discussions"]) + 1
-        base = {"num": number, "title": title, "status": "open", "isPullRequest": pull_request}
-        repo["discussions"].append({**base, "createdAt": _now(), "description": text})
+        about = {"author": {"name": self.username}, "repo": {"name": repo["id"], "type": repo["type"]}}
+        state = {"num": number, "title": title, "status": "open", "isPullRequest": pull_request}
+        repo["discussions"].append({**state, **about, "createdAt": _now(), "description": text})
         return number, f"refs/pr/{number}"
 
-    def _discussion_info(self, repo: Json, discussion: Json) -> Json:
-        about = {"author": {"name": self.username}, "repo": {"name": repo["id"], "type": repo["type"]}}
-        return {**discussion, **about}
+    def _discussions(self, req: Request) -> Json:
+        newest_first = req.repo["discussions"][::-1]
+        return {"discussions": newest_first, "count": len(newest_first), "start": 0}
 
-    def _discussions(self, request: Request, kind: str, repo_id: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        wanted, status = (request.query.get(name, ["all"])[0] for name in ("type", "status"))
-        author = request.query.get("author", [self.username])[0]
-        found = [
-            self._discussion_info(repo, item)
-            for item in reversed(repo["discussions"])
-            if wanted == "all" or item["isPullRequest"] == (wanted == "pull_request")
-            if status == "all" or item["status"] == status
-            if author == self.username
-        ]
-        return Reply({"discussions": found, "count": len(found), "start": 0})
-
-    def _open_discussion(self, request: Request, kind: str, repo_id: str) -> Reply:
-        repo, asked = self._open(request, kind, repo_id), request.json()
+    def _open_discussion(self, req: Request) -> Json:
+        asked = json.loads(req.body)
         pull_request = bool(asked.get("pullRequest"))
-        number, ref = self._new_discussion(
-            repo, asked["title"], asked.get("description", ""), pull_request=pull_request
-        )
+        text = asked.get("description", "")
+        number, ref = self._add_discussion(req.repo, asked["title"], text, pull_request=pull_request)
         if pull_request:
-            repo["refs"][ref] = repo["refs"]["refs/heads/main"]
-        self._save(repo)
-        return Reply({"num": number, "pullRequest": pull_request})
+            req.repo["refs"][ref] = req.commit["id"]
+        self._save(req.repo)
+        return {"num": number, "pullRequest": pull_request}
 
-    def _discussion(self, request: Request, kind: str, repo_id: str, num: str) -> Reply:
-        repo = self._open(request, kind, repo_id)
-        found = next((item for item in repo["discussions"] if item["num"] == int(num)), None)
+    def _discussion(self, req: Request) -> Json:
+        found = next((item for item in req.repo["discussions"] if item["num"] == int(req.args["num"])), None)
         if found is None:
             raise HubError(404, "Discussion not found")
-        common = {"author": {"name": self.username}, "createdAt": found["createdAt"]}
         comment = {"edited": False, "hidden": False, "latest": {"raw": found["description"]}}
-        events = [{"id": f"{num}-0", "type": "comment", "data": comment, **common}]
-        if found["isPullRequest"]:
-            main = {commit["id"] for commit in self._history(repo, self._snapshot(repo, "main"))}
-            own = [
-                c for c in self._history(repo, self._snapshot(repo, f"refs/pr/{num}")) if c["id"] not in main
-            ]
-            for commit in reversed(own):
-                data = {"subject": commit["title"], "oid": commit["id"]}
-                events.append({"id": commit["id"], "type": "commit", "data": data, **common})
-        more = {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "diff": ""}
-        return Reply({**self._discussion_info(repo, found), "events": events, **more})
-
-    # ------------------------------------------------------------------ called by the handler
-
-    def _receive(self, method: str, path: str) -> Fault | None:
-        """Logs a request and picks the fault, if any, that it must suffer."""
-        with self._lock:
-            self.requests.append((method, path))
-            struck = [fault for fault in self._faults if fault.strikes(method, path)]  # each one counts
-        return struck[0] if struck else None
+        event = {"id": "0", "type": "comment", "createdAt": found["createdAt"], "author": found["author"]}
+        details = {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "diff": ""}
+        return {**found, "events": [{**event, "data": comment}], **details}
 
 
 class _Server(ThreadingHTTPServer):
-    """A threaded server that knows its open connections and keeps quiet about those a client closes."""
+    """A threaded server that knows its open connections and says nothing of those that a client breaks."""
 
     daemon_threads = True
 
@@ -628,13 +561,11 @@ class _Server(ThreadingHTTPServer):
 
     def close_connections(self) -> None:
         for connection in list(self._connections):
-            try:
+            with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # what goes wrong in an answer is answered with 500; here only broken connections are left
+        pass  # errors of an answer become a 500; only broken connections come here
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -646,89 +577,56 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
-        request = Request(self.command, url.path, parse_qs(url.query, keep_blank_values=True), self.headers)
-        fault = hub._receive(self.command, unquote(url.path))
-        sink: BinaryIO = io.BytesIO()
-        if self.command == "PUT":
-            descriptor, name = tempfile.mkstemp(dir=hub.root / "incoming")
-            sink, request.upload = os.fdopen(descriptor, "wb"), Path(name)
-        try:
-            with sink:
-                half = fault is not None and fault.status is None and self.command == "PUT"
-                for chunk in self._body(half):
-                    sink.write(chunk)
-                if isinstance(sink, io.BytesIO):
-                    request.body = sink.getvalue()
-            if fault is not None and fault.status is None:
-                raise ConnectionAbortedError("cut off, as the test asked")
-            try:
-                if fault is not None and fault.status is not None:
-                    raise HubError(fault.status, "Failed, as the test asked")
-                reply = hub.answer(request)
-            except HubError as error:
-                reply = Reply({"error": str(error)}, error.status, error.headers)
-            except Exception:
-                reply = Reply({"error": traceback.format_exc()}, 500)
-            self._send(reply)
-        except ConnectionError:
+        fault = hub.receive(self.command, unquote(url.path))
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault is not None and fault.status is None:
+            self.rfile.read(length // 2 if self.command == "PUT" else length)
             self.close_connection = True
-        finally:
-            if request.upload is not None:
-                request.upload.unlink(missing_ok=True)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
-
-    def _body(self, half: bool) -> Iterator[bytes]:
-        """The body of the request in pieces, sent with a length or in chunks; on wish only half of it."""
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                yield self._exactly(size // 2 if half else size)
-                if half:
-                    return
-                self.rfile.readline()
-            while self.rfile.readline().strip():
-                pass
             return
-        left = int(self.headers.get("Content-Length") or 0) // (2 if half else 1)
-        while left > 0:
-            yield self._exactly(min(left, CHUNK))
-            left -= min(left, CHUNK)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client went away
+            self.close_connection = True
+            return
+        try:
+            if fault is not None and fault.status is not None:
+                raise HubError(fault.status, "Failed because the test asked for it")
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            reply = hub.answer(Request(self.command, url.path, query, self.headers, body))
+        except HubError as error:
+            reply = Reply({"error": str(error)}, error.status, error.headers)
+        except Exception:
+            reply = Reply({"error": traceback.format_exc()}, 500)
+        self._send(reply)
 
-    def _exactly(self, size: int) -> bytes:
-        content = self.rfile.read(size)
-        if len(content) < size:
-            raise ConnectionResetError("the client went away within the body")
-        return content
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):  # the base class looks up one method for each HTTP method
+            return self._serve
+        raise AttributeError(name)
 
     def _send(self, reply: Reply) -> None:
-        status, headers = reply.status, dict(reply.headers or {})
-        content, start = b"", 0
+        status, headers, start, content = reply.status, dict(reply.headers), 0, b""
         if reply.file is None:
-            content = json.dumps(reply.payload).encode()
-            length = len(content)
-            headers["Content-Type"] = "application/json; charset=utf-8"
+            content = json.dumps(reply.payload, default=str).encode()
+            length, headers["Content-Type"] = len(content), "application/json; charset=utf-8"
         else:
-            size = reply.file.stat().st_size
+            size, headers["Content-Type"] = reply.file.stat().st_size, "application/octet-stream"
             status, start, length = _byte_range(self.headers.get("Range"), size)
-            headers["Content-Type"] = "application/octet-stream"
-            if status == 206:
-                headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
-            elif status == 416:
-                headers["Content-Range"] = f"bytes */{size}"
+            if status != 200:
+                part = f"{start}-{start + length - 1}" if status == 206 else "*"
+                headers["Content-Range"] = f"bytes {part}/{size}"
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(length)}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if reply.file is None or length == 0:
-            self.wfile.write(content)
-            return
-        with reply.file.open("rb") as file:
-            file.seek(start)
-            while length > 0 and (piece := file.read(min(length, CHUNK))):
-                self.wfile.write(piece)
-                length -= len(piece)
+        self.wfile.write(content)
+        if reply.file is not None:
+            with reply.file.open("rb") as file:
+                file.seek(start)
+                while length > 0 and (piece := file.read(min(length, 1 << 20))):
+                    self.wfile.write(piece)
+                    length -= len(piece)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -737,8 +635,8 @@ class _Handler(BaseHTTPRequestHandler):
 def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     """Variables to lay over those of a child process, which then takes `hub` for the Hub.
 
-    `home` should be a fresh folder: the child's caches are below it. Offline mode is switched off, because it would
-    block requests to this machine too, and so is anything that would look for another host.
+    `home` should be a fresh folder: the caches of the child go below it. Offline mode is switched off, since
+    it blocks requests to this machine too; so is all that looks for other hosts.
     """
     return {
         "HF_ENDPOINT": hub.endpoint,
@@ -758,46 +656,55 @@ def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
 
 
 def _repo_type(kind: str | None) -> str:
-    """`model`, `dataset` or `space`, from that or from the plural that addresses use (nothing: a model)."""
+    """`model` or `dataset`, from that or from the plural that addresses use (nothing: a model)."""
     singular = (kind or "model").removesuffix("s")
-    if singular not in ("model", "dataset", "space"):
-        raise HubError(400, f"Invalid repository type: {kind}")
+    if singular not in ("model", "dataset"):
+        raise HubError(400, f"Repositories of type {kind} are not served here")
     return singular
 
 
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _git_hash(what: str, content: bytes) -> str:
     return hashlib.sha1(f"{what} {len(content)}\0".encode() + content).hexdigest()
 
 
-def _folders(paths: Iterable[str]) -> dict[str, None]:
-    """The folders that hold these files, at any depth."""
-    return {str(folder): None for path in paths for folder in list(PurePosixPath(path).parents)[:-1]}
+def _history(repo: Json, commit: Json | None) -> Iterator[Json]:
+    by_id = {item["id"]: item for item in repo["commits"]}
+    while commit is not None:
+        yield commit
+        commit = by_id.get(commit["parent"])
 
 
-def _file_info(path: str, entry: Json | None) -> Json:
-    """How the tree lists one file, or (no entry) one folder."""
-    if entry is None:
-        return {"type": "directory", "path": path, "oid": _git_hash("tree", path.encode()), "size": 0}
-    if not entry["lfs"]:
-        return {"type": "file", "path": path, "oid": entry["oid"], "size": entry["size"]}
-    version = "https://git-lfs.github.com/spec/v1"
-    pointer = f"version {version}\noid sha256:{entry['oid']}\nsize {entry['size']}\n".encode()
-    lfs = {"oid": entry["oid"], "size": entry["size"], "pointerSize": len(pointer)}
+def _with_folders(files: Json) -> dict[str, Json | None]:
+    """The files with the folders that hold them, at any depth; a folder has no entry."""
     return {
-        "type": "file",
-        "path": path,
-        "oid": _git_hash("blob", pointer),
-        "size": entry["size"],
-        "lfs": lfs,
+        **files,
+        **{str(folder): None for path in files for folder in list(PurePosixPath(path).parents)[:-1]},
     }
 
 
+def _file_info(path: str, entry: Json | None) -> Json:
+    """How the tree lists one file or (no entry) one folder."""
+    if entry is None:
+        return {"type": "directory", "path": path, "oid": _git_hash("tree", path.encode()), "size": 0}
+    info = {"type": "file", "path": path, "oid": entry["oid"], "size": entry["size"]}
+    if entry["lfs"]:
+        oid, size = entry["oid"], entry["size"]
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
+        lfs = {"oid": oid, "sha256": oid, "size": size, "pointerSize": len(pointer)}
+        info |= {"oid": _git_hash("blob", pointer), "lfs": lfs}
+    return info
+
+
 def _card_data(card: str) -> Json | None:
-    """The metadata at the head of a card, or None if it has none; raises if they are not a YAML mapping."""
+    """The metadata at the head of a card, None if it has none; raises if they are no YAML mapping."""
     found = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", card, re.DOTALL)
     data = yaml.safe_load(found[1]) if found else None
     if data is not None and not isinstance(data, dict):

@@ -1,0 +1,46 @@
+"""Loading that never invents and never drops a weight without a word."""
+
+from typing import Any
+
+
+class StrictLoadingMixin:
+    """Put before `PreTrainedModel`: `from_pretrained` raises where stock transformers warns.
+
+    A checkpoint that lacks a tensor would otherwise come up with random numbers in its place, one with a tensor too
+    many would lose it. `ignore_mismatched_sizes=True` asks for new tensors on purpose and switches the check off.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: tensors are missing from the checkpoint, or the checkpoint holds tensors with no place to go.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if not kwargs.get("ignore_mismatched_sizes"):
+            # The backbone of a checkpoint with a head leaves the head aside: that is what was asked for.
+            unexpected = [key for key in info["unexpected_keys"] if model.can_generate() or "lm_head" not in key]
+            problems = [
+                f"{len(keys)} {what}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
+                for what, keys in (("missing", info["missing_keys"]), ("unexpected", unexpected))
+                if keys
+            ]
+            if problems:
+                raise ValueError(
+                    f"The weights at {pretrained_model_name_or_path!r} do not fit {cls.__name__}: "
+                    f"{'; '.join(problems)}. Nothing was loaded. Download or save the checkpoint again, or pass "
+                    "`ignore_mismatched_sizes=True` to start the missing tensors from random values."
+                )
+        return (model, info) if output_loading_info else model
+
+
+__all__ = ["StrictLoadingMixin"]
