@@ -36,6 +36,7 @@ class Qwen3PerceiverConnectorConfig(PreTrainedConfig):
         final_layer_norm: LayerNorm on the latents before the projector.
         vision_layer_norm: LayerNorm on the tower's output before the resampler.
         latent_init_std: standard deviation of the learned queries at the start.
+        initializer_range: standard deviation of linear weights at the start; None: fan_in ** -0.5, layer by layer.
     """
 
     model_type = "qwen3_perceiver_connector"
@@ -55,7 +56,7 @@ class Qwen3PerceiverConnectorConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     attention_dropout: float | int = 0.0
     latent_init_std: float = 0.02
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
 
     @property
     def latent_size(self) -> int:
@@ -89,6 +90,7 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
         vision_start_token_id: `<|vision_start|>`, written before an image by the chat template.
         vision_end_token_id: `<|vision_end|>`, written after it.
         tie_word_embeddings: whether the head is the embedding; follows `text_config` when left out.
+        base_models: where frozen parts came from: "vision" and "language" -> {"repo_id", "revision"}.
 
     Raises:
         ValueError: an unsupported tower or language model, or a special token outside the vocabulary.
@@ -109,6 +111,7 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     tie_word_embeddings: bool | None = None
+    base_models: dict[str, dict[str, str]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:

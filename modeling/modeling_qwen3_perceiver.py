@@ -93,6 +93,16 @@ class Qwen3PerceiverModel(Qwen3PerceiverPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def train(self, mode: bool = True) -> "Qwen3PerceiverModel":
+        """A tower with nothing to train stays in evaluation mode: no batch statistics, no dropout."""
+        super().train(mode)
+        if not self._trains_tower():
+            self.vision_tower.eval()
+        return self
+
+    def _trains_tower(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+
     @can_return_tuple
     def get_image_features(
         self,
@@ -114,8 +124,8 @@ class Qwen3PerceiverModel(Qwen3PerceiverPreTrainedModel):
         Returns:
             `last_hidden_state` (I, P, C): the tower's patches; `pooler_output`: a list of (L, D) soft tokens an image.
         """
-        trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
+        needs_graph = self._trains_tower() or pixel_values.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and needs_graph):
             patches = encode_patches(self.vision_tower, pixel_values, pixel_attention_mask, spatial_shapes)
         soft_tokens = self.connector(patches)
         return BaseModelOutputWithPooling(
@@ -244,11 +254,15 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, GenerationMixin):
                 f"{', …' if len(missing) > 5 else ''}. Nothing was assembled; download it again or choose another."
             )
         tower = load_vision_tower(vision, vision_revision or "main", language_model.dtype)
+        # Only what came from the Hub has a commit, and only that means anything to others.
+        commits = {"vision": (vision, tower.config._commit_hash), "language": (language, text_config._commit_hash)}
+        bases = {part: {"repo_id": name, "revision": sha} for part, (name, sha) in commits.items() if sha}
         config = cls.config_class(
             vision_config=tower.config.to_dict(),
             connector_config=connector_config,
             text_config=language_model.config.to_dict(),
             dtype=language_model.dtype,
+            base_models=bases or None,
             **config_kwargs,
         )
         with torch.device("meta"):

@@ -177,9 +177,15 @@ class PerceiverConnector(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear and LayerNorm as everywhere in transformers; the latents are the only raw parameter."""
+        """Linear layers by their fan-in, LayerNorm as everywhere in transformers, latents apart from each other.
+
+        With transformers' usual 0.02 the attention logits of a narrow resampler start at zero, all latents read the
+        same mean patch, and training spends its first thousand steps telling them apart.
+        """
         super()._init_weights(module)
-        if isinstance(module, PerceiverResampler):
+        if isinstance(module, nn.Linear) and self.config.initializer_range is None:
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+        elif isinstance(module, PerceiverResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.latent_init_std)
 
     def forward(self, patches: PatchFeatures, **kwargs: Any) -> torch.Tensor:

@@ -7,7 +7,8 @@ class StrictLoadingMixin:
     """Put before `PreTrainedModel`: `from_pretrained` raises where stock transformers warns.
 
     A checkpoint that lacks a tensor would otherwise come up with random numbers in its place, one with a tensor too
-    many would lose it. `ignore_mismatched_sizes=True` asks for new tensors on purpose and switches the check off.
+    many would lose it, and of a tensor of another shape the error would not tell the name.
+    `ignore_mismatched_sizes=True` asks for new tensors on purpose and switches the check off.
     """
 
     @classmethod
@@ -16,22 +17,31 @@ class StrictLoadingMixin:
         pretrained_model_name_or_path: Any,
         *model_args: Any,
         output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
         """As `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: tensors are missing from the checkpoint, or the checkpoint holds tensors with no place to go.
+            ValueError: tensors are missing from the checkpoint or have another shape, or the checkpoint holds tensors
+                with no place to go.
         """
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        if not kwargs.get("ignore_mismatched_sizes"):
+        if not ignore_mismatched_sizes:
             # The backbone of a checkpoint with a head leaves the head aside: that is what was asked for.
             unexpected = [key for key in info["unexpected_keys"] if model.can_generate() or "lm_head" not in key]
+            mismatched = [
+                f"{key} {list(theirs)} (the model has {list(ours)})" for key, theirs, ours in info["mismatched_keys"]
+            ]
             problems = [
                 f"{len(keys)} {what}: {', '.join(sorted(keys)[:5])}{', …' if len(keys) > 5 else ''}"
-                for what, keys in (("missing", info["missing_keys"]), ("unexpected", unexpected))
+                for what, keys in (
+                    ("missing", info["missing_keys"]),
+                    ("unexpected", unexpected),
+                    ("of another shape", mismatched),
+                )
                 if keys
             ]
             if problems:

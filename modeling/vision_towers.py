@@ -114,11 +114,14 @@ def encode_patches(
         return PatchFeatures(outputs.last_hidden_state, spatial_shapes, pixel_attention_mask.bool())
     if model_type == "timm_wrapper":
         return _encode_timm(tower, pixel_values)
-    outputs = tower(pixel_values)
-    patch_size = tower.config.patch_size
-    return PatchFeatures(
-        outputs.last_hidden_state, (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
-    )
+    height, width = pixel_values.shape[-2:]
+    size, patch_size = tower.config.image_size, tower.config.patch_size
+    if (height, width) != (size, size):  # the tower itself only notices another number of patches
+        raise ValueError(
+            f"The vision tower reads images of {size} x {size} pixels, got {height} x {width}. Let the processor of "
+            "the same checkpoint resize them."
+        )
+    return PatchFeatures(tower(pixel_values).last_hidden_state, (height // patch_size, width // patch_size))
 
 
 def _encode_timm(tower: PreTrainedModel, pixel_values: torch.Tensor) -> PatchFeatures:

@@ -1,0 +1,1 @@
+"""Data, training scripts and their YAMLs, evaluation. Imports configuration, processing and modeling."""

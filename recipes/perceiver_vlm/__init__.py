@@ -1,0 +1,1 @@
+"""The Perceiver VLM's runs, one YAML each."""

@@ -1,0 +1,44 @@
+# Each target makes what it needs: the first one on a bare machine creates .venv (a few minutes, 6 GB).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SERVE := .venv-serve
+SERVE_STAMP := $(SERVE)/.installed
+
+.PHONY: demo test test-slow style bench serve-check clean
+
+demo: $(STAMP)
+	$(BIN)/qwen-grafts demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+style: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/perceiver_against_llava.py
+
+serve-check: $(STAMP) $(SERVE_STAMP)
+	$(BIN)/python -m pytest -m serve
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,style]'
+	touch $@
+
+# vLLM pins another torch and transformers, so it lives apart. Its torchvision, torchaudio and torchcodec wheels do not
+# load beside a CPU torch.
+$(SERVE_STAMP): constraints-serve.txt
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --requirement constraints-serve.txt
+	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+clean:
+	rm -rf demo outputs build .pytest_cache .ruff_cache

@@ -1,0 +1,223 @@
+"""Measure a published folder with transformers alone: what a stranger's machine does with it.
+
+`clean_room.py` starts this file as a process of its own (`python -I clean_room_child.py request.json`), in which this
+package cannot be imported, the caches are empty and the Hub is out of reach. It only measures; the parent judges. So
+nothing here may import the package, and the parent measures its reference with the very same functions.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoProcessor
+
+NEW_TOKENS = 8
+PROMPTS = ("What is in the picture?", "This row has no picture and is longer, so that one of the two rows is padded.")
+
+
+def check_image() -> Image.Image:
+    """A picture that is the same everywhere: a gradient, wider than high."""
+    width, height = 56, 40
+    pixels = bytes(v % 256 for y in range(height) for x in range(width) for v in (4 * x, 6 * y, 2 * x + 3 * y))
+    return Image.frombytes("RGB", (width, height), pixels)
+
+
+def check_batch(processor: Any) -> dict[str, torch.Tensor]:
+    """The fixed batch, left-padded: a row with an image and a row of text only."""
+    picture = [{"type": "image", "image": check_image()}, {"type": "text", "text": PROMPTS[0]}]
+    text = [{"type": "text", "text": PROMPTS[1]}]
+    rows = [[{"role": "user", "content": content}] for content in (picture, text)]
+    batch = processor.apply_chat_template(
+        rows,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+    return dict(batch)
+
+
+@torch.no_grad()
+def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, S, V) logits in float32."""
+    return model(**inputs).logits.float().cpu()
+
+
+@torch.no_grad()
+def greedy(model: Any, inputs: dict[str, torch.Tensor], use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`NEW_TOKENS` greedy tokens (B, N) and the logits (B, N, V) they were chosen from, stop tokens barred."""
+    output = model.generate(
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+    return tokens.cpu(), torch.stack(output.logits, dim=1).float().cpu()
+
+
+def count_parameters(model: Any) -> dict[str, int]:
+    """Part -> number of parameters; a part is a child of the backbone, or a child beside it. Tied ones count once."""
+    backbone = model.base_model
+    parts = list(backbone.named_children())
+    if backbone is not model:
+        parts += [(name, child) for name, child in model.named_children() if child is not backbone]
+    seen: set[int] = set()
+    counts = {}
+    for name, part in parts:
+        fresh = {id(p): p.numel() for p in part.parameters() if id(p) not in seen}
+        seen |= fresh.keys()
+        counts[name] = sum(fresh.values())
+    return counts
+
+
+class _Refuse(MetaPathFinder):
+    """Makes one package impossible to import, however it is installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.split(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+def _refuse(package: str) -> None:
+    sys.meta_path.insert(0, _Refuse(package))
+    try:
+        import_module(package)
+    except ModuleNotFoundError:
+        return
+    raise AssertionError(f"{package} was importable in the clean room")
+
+
+class _Record:
+    """What was measured, on disk after every stage, so that the parent knows how far a dead child came."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {"models": {}}
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.values["stage"] = name
+        self.path.write_text(json.dumps(self.values), encoding="utf-8")
+        yield
+
+    def finish(self) -> None:
+        if self.tensors:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+            save_file(contiguous, self.path.with_suffix(".safetensors"))
+        self.values["stage"] = None
+        self.path.write_text(json.dumps(self.values), encoding="utf-8")
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    cls = type(model)
+    return {
+        "class": cls.__name__,
+        "remote": cls.__module__.startswith("transformers_modules."),
+        "parameters": count_parameters(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _auto_classes(config: Any) -> list[str]:
+    """Auto classes to load through, those with a head first."""
+    named = [auto for auto in getattr(config, "auto_map", None) or {} if auto.startswith("AutoModel")]
+    if not named:
+        stock = ("AutoModelForImageTextToText", "AutoModelForCausalLM")
+        named = [auto for auto in stock if type(config) in getattr(transformers, auto)._model_mapping][:1]
+    return sorted(named, key=lambda auto: (auto == "AutoModel", auto))
+
+
+def _measure_weights(directory: str, config: Any, inputs: dict[str, torch.Tensor], record: _Record) -> None:
+    head = None
+    for auto in _auto_classes(config):
+        head = _measure_model(auto, directory, inputs, record, head)
+
+
+def _measure_model(
+    auto: str, directory: str, inputs: dict[str, torch.Tensor], record: _Record, head: Any | None
+) -> Any | None:
+    """Load through one Auto class and run it; returns the first head met, which the backbone is measured with."""
+    with record.stage(f"loading the weights through {auto}"):
+        model, info = getattr(transformers, auto).from_pretrained(
+            directory, trust_remote_code=True, output_loading_info=True
+        )
+    record.values["models"][auto] = _describe(model) | {"missing": sorted(info["missing_keys"])}
+    with record.stage(f"running the model of {auto}"):
+        if model.get_output_embeddings() is None:
+            with torch.no_grad():
+                hidden_states = model(**inputs).last_hidden_state
+                if head is not None:
+                    record.tensors[f"logits.{auto}"] = head(hidden_states).float()
+            return head
+        record.tensors[f"logits.{auto}"] = logits_of(model, inputs)
+        if head is None:
+            for name, use_cache in (("cached", True), ("uncached", False)):
+                tokens, logits = greedy(model, inputs, use_cache)
+                record.tensors |= {f"tokens.{name}": tokens, f"steps.{name}": logits}
+        return head or model.get_output_embeddings()
+
+
+def _measure_shapes(config: Any, record: _Record) -> None:
+    for auto in _auto_classes(config):
+        with record.stage(f"building the model of {auto} on the meta device"), torch.device("meta"):
+            model = getattr(transformers, auto).from_config(config, trust_remote_code=True)
+        record.values["models"][auto] = _describe(model)
+
+
+def _run_snippet(snippet: str, repo_id: str, directory: str, record: _Record) -> None:
+    """Run the card's snippet as it stands, in a folder where its picture lies and its repository id is a link."""
+    folder = record.path.parent / "snippet"
+    link = folder / repo_id
+    link.parent.mkdir(parents=True)
+    link.symlink_to(directory, target_is_directory=True)
+    check_image().save(folder / "image.png")
+    os.chdir(folder)
+    with record.stage("running the card's snippet"):
+        exec(compile(snippet, "the card's snippet", "exec"), {"__name__": "__main__"})
+
+
+def main(request_file: str) -> None:
+    """Measure what `request_file` asks for; results go beside it."""
+    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    _refuse(request["package"])
+    record = _Record(Path(request_file).with_name("record.json"))
+    directory = request["directory"]
+    with record.stage("loading the configuration"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+    with record.stage("loading the processor"):
+        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    with record.stage("building a batch with the processor"):
+        inputs = check_batch(processor)
+    record.values |= {"config": type(config).__name__, "processor": type(processor).__name__}
+    record.tensors |= {f"inputs.{name}": tensor for name, tensor in inputs.items()}
+    if request["weights"]:
+        _measure_weights(directory, config, inputs, record)
+    else:
+        _measure_shapes(config, record)
+    if request["snippet"] is not None:
+        _run_snippet(request["snippet"], request["repo_id"], directory, record)
+    record.finish()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

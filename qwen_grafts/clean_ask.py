@@ -1,0 +1,52 @@
+"""Ask a published model about images, as a stranger would: run alone by `python -I`, this package out of reach.
+
+    python -I clean_ask.py REPOSITORY REQUESTS.json ANSWERS.json
+
+Requests are [{"image": path, "question": text}, …]; answers come in the same order.
+"""
+
+import json
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+class _NoPackage(MetaPathFinder):
+    """The published code must stand alone: an import of this package is an error here."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == "qwen_grafts":
+            raise ImportError("the published code imports qwen_grafts")
+
+
+def main(repository: str, requests_file: str, answers_file: str) -> None:
+    """Load once, answer every request."""
+    sys.meta_path.insert(0, _NoPackage())
+    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True, dtype="auto")
+    answers = []
+    for request in json.loads(Path(requests_file).read_text(encoding="utf-8")):
+        with Image.open(request["image"]) as file:
+            image = file.convert("RGB")
+        content = [{"type": "image", "image": image}, {"type": "text", "text": request["question"]}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            generated = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        written = generated[0, inputs["input_ids"].shape[1] :]
+        answers.append(processor.decode(written, skip_special_tokens=True).strip())
+    Path(answers_file).write_text(json.dumps(answers), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,241 @@
+"""The console script `qwen-grafts`: thin commands over the folders; nothing is computed here."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from huggingface_hub.errors import HfHubHTTPError
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+graft_app = typer.Typer(no_args_is_help=True, help="Assemble a graft from base checkpoints.")
+app.add_typer(graft_app, name="graft")
+console = Console()
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the target.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Grafts for Qwen3: custom Hugging Face architectures that load, train, publish and serve.
+
+    Example: `qwen-grafts export --preset perceiver-vlm-tiny outputs/tiny`
+    """
+
+
+@graft_app.command("perceiver-vlm")
+def graft_perceiver_vlm(
+    vision: Annotated[str, typer.Option(help="SigLIP, SigLIP2 or timm checkpoint: repository id or folder.")],
+    language: Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    connector: Annotated[
+        str, typer.Option(help="`recommended`, `specified`, or a JSON object of connector settings.")
+    ] = "recommended",
+    vision_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    language_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the whole model; auto: the language model's.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """SigLIP2 + Perceiver resampler + Qwen3.
+
+    Example: `qwen-grafts graft perceiver-vlm --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-8B-Base
+    outputs/perceiver-vlm-8b`
+    """
+    from .hub_cards import graft_perceiver_vlm as assemble
+
+    path = assemble(
+        vision,
+        language,
+        out,
+        connector=connector,
+        vision_revision=vision_revision,
+        language_revision=language_revision,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    console.print(
+        f"Wrote {path}. Train its connector with: qwen-grafts train RECIPE --model_name_or_path {path}", soft_wrap=True
+    )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A YAML under recipes/.", exists=True, dir_okay=False)],
+) -> None:
+    """Run a training recipe; anything after the file overrides its values. Ends with card and clean-room check.
+
+    Example: `qwen-grafts train recipes/perceiver_vlm/stage1_align.yaml --learning_rate 1e-3`
+    """
+    from .hub_cards import finish_run
+    from .recipes.graft_sft import main, parse
+
+    sys.argv = ["qwen-grafts train", "--config", str(recipe), *context.args]
+    trainer = main(*parse(sys.argv[1:]))
+    if trainer.is_world_process_zero():
+        report = finish_run(Path(trainer.args.output_dir))
+        without = "The adapter's base is a local folder: push that first, then this with `push --base-repo-id`."
+        console.print(str(report or without), soft_wrap=True)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    preset: Annotated[str | None, typer.Option(help="Named configuration, randomly initialised.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Or: a trained folder, checkpoint or adapter to export.")] = None,
+    config_only: Annotated[bool, typer.Option("--config-only", help="Leave the weights out.")] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer for a preset; default: byte-level.")] = None,
+    seed: Annotated[int, typer.Option(help="Of a preset's random weights.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a loadable repository: model, code, processor, tokenizer, card.
+
+    Example: `qwen-grafts export --preset perceiver-vlm-8b --config-only outputs/perceiver-vlm-8b`
+    """
+    from .hub_cards import export_folder, export_preset
+
+    if (preset is None) == (model is None):
+        raise ValueError("Give exactly one of `--preset NAME` and `--model DIR`.")
+    if preset is not None:
+        path = export_preset(preset, out, config_only=config_only, tokenizer=tokenizer, seed=seed, overwrite=overwrite)
+    else:
+        path = export_folder(model, out, overwrite=overwrite)
+    console.print(f"Wrote {path}. Check it with: qwen-grafts verify {path}", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="An exported repository.", exists=True, file_okay=False)],
+) -> None:
+    """Load a repository in a clean process where this package does not exist, and compare.
+
+    Example: `qwen-grafts verify outputs/tiny`
+    """
+    from .hub_cards import verify as verify_directory
+
+    console.print(str(verify_directory(directory)), soft_wrap=True)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="An exported repository.", exists=True, file_okay=False)],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Of the one commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    base_repo_id: Annotated[
+        str | None, typer.Option(help="For an adapter trained on a local folder: where its base was pushed to.")
+    ] = None,
+    base_revision: Annotated[str | None, typer.Option(help="Commit of that base.")] = None,
+) -> None:
+    """Check in the clean room, then publish weights, code and card in one commit.
+
+    Example: `qwen-grafts push outputs/tiny me/perceiver-tiny --private`
+    """
+    from .hub_cards import push_repository, set_adapter_base, write_card
+
+    if base_repo_id is not None:
+        set_adapter_base(directory, base_repo_id, base_revision)
+        write_card(directory, repo_id=repo_id)
+    info = push_repository(
+        directory, repo_id, private=private, revision=revision, commit_message=commit_message, create_pr=create_pr
+    )
+    console.print(f"Pushed to {info.pr_url or info.commit_url}")
+
+
+@app.command()
+def card(
+    directory: Annotated[Path, typer.Argument(help="A trained or exported folder.", exists=True, file_okay=False)],
+    repo_id: Annotated[str | None, typer.Option(help="OWNER/NAME for the snippet.")] = None,
+) -> None:
+    """Write the model card (README.md) from the configuration and `training_meta.json`.
+
+    Example: `qwen-grafts card outputs/stage1 --repo-id me/perceiver-8b`
+    """
+    from .hub_cards import write_card
+
+    console.print(f"Wrote {write_card(directory, repo_id=repo_id)}")
+
+
+@app.command()
+def info(
+    name_or_dir: Annotated[str, typer.Argument(help="Preset, folder or repository id.")],
+    recipe: Annotated[Path | None, typer.Option(help="Estimate for this YAML; default: connector only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters by part, tokens an image, and memory of weights, gradients and optimizer for a recipe.
+
+    Example: `qwen-grafts info perceiver-vlm-8b --json`
+    """
+    from transformers import AutoConfig
+
+    from . import modeling  # noqa: F401  registers the grafts with the Auto classes
+    from .configuration import PRESETS, preset_config
+    from .recipes.graft_sft import parse
+    from .recipes.memory_estimate import describe
+
+    if name_or_dir in PRESETS:
+        config = preset_config(name_or_dir)
+    elif "/" in name_or_dir or Path(name_or_dir).is_dir():
+        config = AutoConfig.from_pretrained(name_or_dir, trust_remote_code=True)
+    else:
+        raise ValueError(f"{name_or_dir!r} is neither a preset ({', '.join(PRESETS)}) nor a folder or repository id.")
+    described = describe(config, *(parse(["--config", str(recipe)]) if recipe else ()))
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    table = Table(title=name_or_dir, title_justify="left")
+    for column in ("part", "parameters", "trained"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, counts in described["parameters"]["parts"].items():
+        table.add_row(part, f"{counts['total']:,}", f"{counts['trained']:,}")
+    table.add_row("all", f"{described['parameters']['total']:,}", f"{described['parameters']['trained']:,}")
+    console.print(table)
+    memory = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in described["memory_bytes"].items())
+    console.print(f"{described['tokens_per_image']} tokens an image. Memory without activations: {memory}.")
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where everything is written.")] = Path("demo"),
+    image: Annotated[Path | None, typer.Option(help="Ask about this image instead.", dir_okay=False)] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    repo_id: Annotated[str | None, typer.Option(help="Also publish to the Hub as OWNER/NAME.")] = None,
+    seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
+) -> None:
+    """The whole promise once: pretrain, graft, train, evaluate, publish, load in a clean process, ask.
+
+    Example: `qwen-grafts demo --image photo.png --question "Which digit is it?"`
+    """
+    from .demo import ask, run
+
+    if (image is None) != (question is None):
+        raise ValueError("Give `--image FILE` and `--question TEXT` together.")
+    if image is not None:
+        console.print(ask(directory, image, question))
+    else:
+        run(directory, repo_id=repo_id, seed=seed, console=console)
+
+
+def main() -> None:
+    """Entry point: an expected error is one line with its remedy, `--debug` shows where it came from."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except (ValueError, OSError, HfHubHTTPError) as error:
+        if debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {str(error).strip()}", highlight=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Evaluation by generation, with the controls that tell seeing from guessing.
+
+Exact match is counted on what the model writes, by kind of question. The same questions are asked again over a blank
+image and over another row's image: a model that looks must fall to chance on both.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from rich.progress import track
+from transformers import PreTrainedModel, ProcessorMixin
+
+CONTROLS = ("exact_match", "blank_image", "shuffled_image")
+
+
+@dataclass
+class KindResult:
+    """Exact match of one kind of question, beside its controls; `rows` questions each."""
+
+    exact_match: float
+    blank_image: float
+    shuffled_image: float
+    rows: int
+
+
+def answer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    conversations: Iterable[tuple[list[dict[str, Any]], list[Image.Image]]],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+    description: str | None = None,
+    **generate_kwargs: Any,
+) -> list[str]:
+    """Greedy answers to (messages, images) pairs, in batches padded on the left.
+
+    Args:
+        conversations: messages whose user turn is a string (images go before it) or blocks with image placeholders.
+        description: shows a progress bar under this name.
+    """
+    rows = list(conversations)
+    was_training = model.training
+    model.eval()
+    answers: list[str] = []
+    starts = range(0, len(rows), batch_size)
+    for start in track(starts, description, transient=True) if description else starts:
+        batch = rows[start : start + batch_size]
+        texts = [
+            processor.apply_chat_template(_with_placeholders(messages, images), add_generation_prompt=True)
+            for messages, images in batch
+        ]
+        images = [image for _, row_images in batch for image in row_images]
+        inputs = processor(
+            text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        with torch.no_grad():
+            generated = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, **({"do_sample": False} | generate_kwargs)
+            )
+        new_tokens = generated[:, inputs["input_ids"].shape[1] :]
+        answers += processor.batch_decode(new_tokens, skip_special_tokens=True)
+    model.train(was_training)
+    return [text.strip() for text in answers]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: Dataset,
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 16,
+) -> dict[str, dict[str, float]]:
+    """Exact match by kind of question, with blank- and shuffled-image controls.
+
+    Args:
+        dataset: rows of `images`, `prompt`, `completion` and, where there are several, `kind`.
+
+    Returns:
+        kind -> `KindResult` as a dict; the kind "all" counts every row.
+
+    Raises:
+        ValueError: an empty data set, or one row only, which cannot be shuffled.
+    """
+    if len(dataset) < 2:
+        raise ValueError(f"Evaluation needs at least 2 rows (to shuffle images between them), got {len(dataset)}.")
+    rows = list(dataset)
+    hits: dict[str, dict[str, list[bool]]] = {}
+    for control in CONTROLS:
+        conversations = [
+            (row["prompt"], images) for row, images in zip(rows, _control_images(rows, control), strict=True)
+        ]
+        written = answer(
+            model,
+            processor,
+            conversations,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            description=f"Evaluating ({control.replace('_', ' ')})",
+        )
+        by_kind: dict[str, list[bool]] = defaultdict(list)
+        for row, text in zip(rows, written, strict=True):
+            hit = normalise(text) == normalise(message_text(row["completion"][-1]))
+            by_kind[row.get("kind") or "all"].append(hit)
+        hits[control] = by_kind
+    return {
+        kind: asdict(
+            KindResult(
+                **{control: sum(hits[control][kind]) / len(hits[control][kind]) for control in CONTROLS},
+                rows=len(hits["exact_match"][kind]),
+            )
+        )
+        for kind in hits["exact_match"]
+    }
+
+
+def normalise(text: str) -> str:
+    """Case, surrounding space and a final full stop do not count."""
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """The text of a message, whether its content is a string or blocks."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(block.get("text") or "" for block in content)
+
+
+def _with_placeholders(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:
+    """Image blocks before the first user turn that is a string; turns that have blocks already stay."""
+    if any(not isinstance(message["content"], str) for message in messages):
+        return messages
+    first_user = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    blocks = [{"type": "image"} for _ in images] + [{"type": "text", "text": messages[first_user]["content"]}]
+    return [*messages[:first_user], {"role": "user", "content": blocks}, *messages[first_user + 1 :]]
+
+
+def _control_images(rows: list[dict[str, Any]], control: str) -> Iterator[list[Image.Image]]:
+    """The images each row is asked about: its own, grey ones of the same size, or those of a row far away."""
+    for index, row in enumerate(rows):
+        if control == "blank_image":
+            yield [Image.new("RGB", image.size, (128, 128, 128)) for image in row["images"]]
+        elif control == "shuffled_image":
+            yield _images_of_another(rows, index)
+        else:
+            yield row["images"]
+
+
+def _images_of_another(rows: list[dict[str, Any]], index: int) -> list[Image.Image]:
+    """As many images as the row has, taken from the next row with images, from half the data set away."""
+    wanted = len(rows[index]["images"])
+    for step in range(len(rows) - 1):
+        other = rows[(index + max(1, len(rows) // 2) + step) % len(rows)]
+        if other is not rows[index] and other["images"]:
+            return [other["images"][i % len(other["images"])] for i in range(wanted)]
+    return []

@@ -1,0 +1,144 @@
+"""Train a graft with TRL: one YAML is one run.
+
+    qwen-grafts train recipes/perceiver_vlm/tiny.yaml
+    torchrun --nproc_per_node 2 -m qwen_grafts.recipes.graft_sft --config recipes/perceiver_vlm/tiny.yaml
+    accelerate launch -m qwen_grafts.recipes.graft_sft --config recipes/perceiver_vlm/stage1_align.yaml
+
+Any value of the YAML can be overridden on the command line (`--learning_rate 1e-3`). Starts from an exported
+repository, so that every checkpoint holds the code that loads it.
+"""
+
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, set_seed
+from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
+
+from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
+from .generative_evaluation import evaluate
+from .graft_trainer import GraftSFTTrainer
+from .preflight import preflight
+from .resume import last_complete_checkpoint
+from .run_metadata import repeat_command, training_metadata, write_metadata
+from .training_data import DataArguments, load_training_data
+
+
+@dataclass
+class GraftArguments(DataArguments):
+    """What a run needs beside TRL's `SFTConfig` and `ModelConfig`."""
+
+    trainable: list[str] = field(
+        default_factory=lambda: [r"\bconnector\b"],
+        metadata={"help": "regular expressions on parameter names to train; ignored with LoRA, which decides itself"},
+    )
+    learning_rates: dict[str, float] | str = field(
+        default_factory=dict, metadata={"help": "regular expression on parameter names -> learning rate of its own"}
+    )
+    generative_eval_rows: int = field(
+        default=0, metadata={"help": "held-out rows answered before and after training, with image controls"}
+    )
+    generative_eval_tokens: int = field(default=32, metadata={"help": "longest answer in that evaluation"})
+
+
+def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: ModelConfig) -> GraftSFTTrainer:
+    """Run one recipe; returns the trainer after training.
+
+    Raises:
+        ValueError: anything preflight, the data or the configuration refuses, before the first step.
+    """
+    console = Console(quiet=training_args.local_process_index != 0)
+    set_seed(training_args.seed)
+    data = load_training_data(graft_args, training_args.seed, training_args.dataset_num_proc)
+    console.print(f"Data: {data.summary}", highlight=False, markup=False)
+    processor = AutoProcessor.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=get_quantization_config(model_args),
+        trust_remote_code=True,
+    )
+    if not model_args.use_peft:
+        freeze(model, graft_args.trainable)
+    training_args.remove_unused_columns = False  # images are no argument of any `forward`
+    trainer = GraftSFTTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.eval if training_args.eval_strategy != "no" else None,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+        learning_rates=graft_args.learning_rates,
+    )
+    first_rows = [data.train[index] for index in range(min(training_args.per_device_train_batch_size, len(data.train)))]
+    report = preflight(trainer.model, processor, trainer.data_collator(first_rows))
+    report.show(console)
+
+    metrics = {}
+    rows = data.eval.select(range(min(graft_args.generative_eval_rows, len(data.eval)))) if data.eval else []
+
+    def answer_held_out_rows(when: str) -> None:
+        if len(rows) and trainer.is_world_process_zero():
+            tokens = graft_args.generative_eval_tokens
+            metrics[when] = evaluate(trainer.model, processor, rows, max_new_tokens=tokens)
+            console.print(f"Exact match {when} training: {metrics[when]}", highlight=False)
+        trainer.accelerator.wait_for_everyone()
+
+    resume = training_args.resume_from_checkpoint
+    checkpoint = (
+        last_complete_checkpoint(Path(training_args.output_dir)) if resume in (True, "true", "True") else resume
+    )
+    answer_held_out_rows("before")
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    duration = time.perf_counter() - start
+    answer_held_out_rows("after")
+    trainer.save_model()
+    trainer.create_model_card(dataset_name=data.summary["name"] if graft_args.dataset_name else None)
+    if trainer.is_world_process_zero():
+        metadata = training_metadata(
+            trainer=trainer,
+            dataset=data.summary,
+            parameters=report.parameters,
+            metrics=metrics,
+            command=repeat_command(sys.argv),
+            duration_seconds=duration,
+        )
+        write_metadata(metadata, Path(training_args.output_dir))
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
+    """Freeze all but the parameters whose name matches; those train in float32 whatever the rest is loaded in.
+
+    Raises:
+        ValueError: an expression that matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in trainable:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"`trainable` expression {pattern!r} matches none of {len(names)} parameters.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[GraftArguments, SFTConfig, ModelConfig]:
+    """Read `--config FILE.yaml` and overrides; an unknown name is an error."""
+    parser = TrlParser((GraftArguments, SFTConfig, ModelConfig))
+    return parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
+
+
+if __name__ == "__main__":
+    main(*parse())

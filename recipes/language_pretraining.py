@@ -1,0 +1,69 @@
+"""Stage 0: a small Qwen3 that learns to answer questions about a scene from its description in words.
+
+It replaces the pretrained Qwen3 checkpoint where none can be downloaded. Afterwards it is frozen: a connector must
+make the image read like the description.
+"""
+
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+from trl import SFTConfig
+
+from ..processing import load_chat_template
+from .graft_trainer import GraftSFTTrainer
+
+
+def described(dataset: Dataset) -> Dataset:
+    """The rows with the image's place taken by its description: what stage 0 reads."""
+    prompts = [
+        [{"role": "user", "content": f"<|vision_start|>{description}<|vision_end|>{prompt[0]['content']}"}]
+        for description, prompt in zip(dataset["description"], dataset["prompt"], strict=True)
+    ]
+    return Dataset.from_dict({"prompt": prompts, "completion": list(dataset["completion"])})
+
+
+def pretrain_language_model(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    config: Qwen3Config,
+    output_dir: Path,
+    *,
+    epochs: float = 4.0,
+    learning_rate: float = 3e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Qwen3ForCausalLM:
+    """Train a Qwen3 from nothing on described scenes; saves model and tokenizer to `output_dir`.
+
+    Args:
+        dataset: rows of `recipes.visual_tasks`.
+        config: of the language model; its vocabulary must hold the tokenizer's ids.
+    """
+    set_seed(seed)
+    model = Qwen3ForCausalLM(config)
+    tokenizer.chat_template = load_chat_template()
+    stop_ids = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id)
+    trainer = GraftSFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(output_dir),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            logging_steps=20,
+            save_strategy="no",
+            report_to=[],
+            bf16=False,
+            gradient_checkpointing=False,
+            seed=seed,
+        ),
+        train_dataset=described(dataset),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    return model.eval()

@@ -1,0 +1,69 @@
+"""What a model and a run of a recipe will take, from the meta device, before anyone pays for a GPU.
+
+Counts weights, gradients and optimizer state exactly; activations depend on batch and length and are not in it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from trl import ModelConfig, SFTConfig, get_peft_config
+
+from .graft_sft import GraftArguments, freeze
+from .preflight import count_parameters
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+# Bytes of optimizer state for each trained parameter.
+OPTIMIZER_STATE = {"adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "adamw_8bit": 2, "adafactor": 0, "sgd": 0}
+ADAM_STATE = 8
+
+
+@dataclass
+class MemoryEstimate:
+    """Bytes, without activations."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    total: int
+
+
+def describe(
+    config: PreTrainedConfig,
+    graft_args: GraftArguments | None = None,
+    training_args: SFTConfig | None = None,
+    model_args: ModelConfig | None = None,
+) -> dict[str, Any]:
+    """Parameters by part, tokens an image and memory of a run.
+
+    Args:
+        config: of a graft.
+        graft_args, training_args, model_args: a parsed recipe; without one, connector-only training in bfloat16
+            with AdamW.
+    """
+    graft_args = graft_args or GraftArguments()
+    model_args = model_args or ModelConfig(dtype="bfloat16")
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        if model_args.use_peft:
+            model = get_peft_model(model, get_peft_config(model_args))
+        else:
+            freeze(model, graft_args.trainable)
+    parts = count_parameters(model)
+    trained = sum(counts["trained"] for counts in parts.values())
+    frozen = sum(counts["total"] for counts in parts.values()) - trained
+    frozen_bytes = 0.5 if model_args.load_in_4bit else 1 if model_args.load_in_8bit else BYTES[model_args.dtype]
+    optimizer = training_args.optim if training_args is not None else "adamw_torch"
+    state = OPTIMIZER_STATE.get(getattr(optimizer, "value", optimizer), ADAM_STATE)
+    weights = int(frozen * frozen_bytes) + trained * 4
+    return {
+        "model_type": config.model_type,
+        "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
+        "tokens_per_image": config.num_image_tokens,
+        "memory_bytes": asdict(
+            MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
+        ),
+    }

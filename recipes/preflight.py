@@ -1,0 +1,160 @@
+"""What must hold before a vision run spends its first step.
+
+Each of these once passed in silence: a text template that renders every content block empty, an image placeholder
+under supervision, a stop token that is never learned, LoRA on the vision tower, nothing to train at all.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+END_OF_TURN = "<|im_end|>"
+
+
+@dataclass
+class Preflight:
+    """What the first batch looks like and what will be trained.
+
+    Attributes:
+        text: the first row as the model reads it, placeholders collapsed.
+        supervised: what of it is learned, as text.
+        rows, tokens, supervised_tokens, image_tokens: counts of the first batch.
+        parameters: part -> {"total", "trained"}.
+        lora_modules: part -> number of modules with an adapter.
+    """
+
+    text: str
+    supervised: str
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    image_tokens: int
+    parameters: dict[str, dict[str, int]]
+    lora_modules: dict[str, int]
+
+    def show(self, console: Console) -> None:
+        """Print the tables."""
+        table = Table(title="Parameters", title_justify="left")
+        for column in ("part", "total", "trained", "LoRA modules"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for part, counts in self.parameters.items():
+            lora = self.lora_modules.get(part)
+            table.add_row(part, f"{counts['total']:,}", f"{counts['trained']:,}", f"{lora:,}" if lora else "")
+        console.print(table)
+        console.print(
+            f"First batch: {self.rows} rows, {self.tokens} tokens, {self.image_tokens} of them image placeholders, "
+            f"{self.supervised_tokens} supervised."
+        )
+        console.print(f"  reads   {self.text!r}\n  learns  {self.supervised!r}", markup=False, highlight=False)
+
+
+def preflight(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor]) -> Preflight:
+    """Check one collated batch against the model.
+
+    Args:
+        model: a graft or any vision-language model of transformers, with or without PEFT.
+        batch: what the data collator gives, `labels` included.
+
+    Raises:
+        ValueError: any of the conditions fails; the message says which, with counts, and what to do.
+    """
+    tokenizer = processor.tokenizer
+    ids_BS, labels_BS = batch["input_ids"], batch["labels"]
+    image_token_id = model.config.image_token_id
+    supervised_BS = labels_BS != -100
+    without = (~supervised_BS.any(dim=1)).nonzero().flatten().tolist()
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(ids_BS)} rows of the first batch supervise no token (rows {without[:5]}). Check "
+            "the answers, the chat template and `max_length` (set it to null for vision data)."
+        )
+    if int((labels_BS == image_token_id).sum()):
+        raise ValueError(
+            f"{int((labels_BS == image_token_id).sum())} image placeholders are supervised; labels must be -100 there. "
+            "Train on the completion only (`completion_only_loss` or `assistant_only_loss`)."
+        )
+    answers = [tokenizer.decode(row[row != -100], skip_special_tokens=True).strip() for row in labels_BS]
+    if empty := [index for index, text in enumerate(answers) if not text]:
+        raise ValueError(
+            f"{len(empty)} of {len(answers)} answers render empty (rows {empty[:5]}): the chat template drops their "
+            "content. Qwen3's text template does that to content blocks; load `processing.load_chat_template()`."
+        )
+    stop_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    unstopped = (~(labels_BS == stop_id).any(dim=1)).nonzero().flatten().tolist()
+    if unstopped:
+        raise ValueError(
+            f"{END_OF_TURN} is not supervised in {len(unstopped)} of {len(ids_BS)} rows (rows {unstopped[:5]}): the "
+            "model would not learn to stop. Put it inside the template's generation markers, and do not truncate."
+        )
+    placeholders = int((ids_BS == image_token_id).sum())
+    features = _count_features(model, batch)
+    if placeholders != features:
+        raise ValueError(
+            f"The first batch holds {placeholders} image placeholders and {features} image features. Processor and "
+            "model must come from the same repository, and rows must not be truncated (`max_length: null`)."
+        )
+    longest, limit = ids_BS.shape[1], model.config.get_text_config().max_position_embeddings
+    if longest > limit:
+        raise ValueError(f"A row of {longest} tokens exceeds the language model's {limit} positions; shorten it.")
+    parameters = count_parameters(model)
+    if not any(counts["trained"] for counts in parameters.values()):
+        raise ValueError("Nothing is trained: every parameter is frozen. Check `trainable` or the LoRA target regex.")
+    return Preflight(
+        text=_collapse(tokenizer.decode(ids_BS[0][batch["attention_mask"][0].bool()]), processor.image_token),
+        supervised=tokenizer.decode(labels_BS[0][supervised_BS[0]]),
+        rows=len(ids_BS),
+        tokens=int(batch["attention_mask"].sum()),
+        supervised_tokens=int(supervised_BS.sum()),
+        image_tokens=placeholders,
+        parameters=parameters,
+        lora_modules=_lora_modules(model),
+    )
+
+
+def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Part of the model -> {"total", "trained"}; tied weights count once, where they first appear."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trained": 0})
+    for name, parameter in model.named_parameters():
+        part = counts[_part(name)]
+        part["total"] += parameter.numel()
+        part["trained"] += parameter.numel() if parameter.requires_grad else 0
+    return dict(counts)
+
+
+def _part(name: str) -> str:
+    """`base_model.model.model.connector.projector.fc1.weight` -> `connector`."""
+    wrappers = {"base_model", "model", "module", "_orig_mod"}
+    return next(piece for piece in name.split(".") if piece not in wrappers)
+
+
+def _lora_modules(model: nn.Module) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for name, _ in model.named_modules():
+        if name.endswith("lora_A"):
+            counts[_part(name)] += 1
+    return dict(counts)
+
+
+def _count_features(model: PreTrainedModel, batch: dict[str, Any]) -> int:
+    """Soft tokens that the batch's images really give."""
+    if batch.get("pixel_values") is None:
+        return 0
+    names = ("pixel_values", "pixel_attention_mask", "spatial_shapes", "image_grid_thw")
+    inputs = {name: batch[name].to(model.device) for name in names if batch.get(name) is not None}
+    with torch.no_grad():
+        features = model.get_image_features(**inputs, return_dict=True).pooler_output
+    return sum(len(item) for item in features)
+
+
+def _collapse(text: str, image_token: str) -> str:
+    """Runs of placeholders as `<|image_pad|> x 64`."""
+    count = 0
+    while image_token * (count + 1) in text:
+        count += 1
+    return text.replace(image_token * count, f"{image_token} x {count}") if count > 1 else text

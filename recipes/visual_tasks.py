@@ -1,0 +1,148 @@
+"""Two small visual question-answering tasks that need no download, with answers that leave no room for taste.
+
+Shapes: generated drawings, 3 shapes x 4 colours x 4 positions, size, place and background jittered; asked for shape,
+colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by image.
+Each scene also has a description in words, from which a language model can learn the questions before it has eyes.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Image, Value
+from datasets import List as ListFeature
+from PIL import Image as PILImage
+from PIL import ImageDraw
+from sklearn.datasets import load_digits
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
+POSITIONS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+QUESTIONS = {
+    "shape": "What shape is it?",
+    "colour": "What colour is it?",
+    "position": "Where is it?",
+    "digit": "Which digit is it?",
+}
+CHANCE = {"shape": 1 / 3, "colour": 1 / 4, "position": 1 / 4, "digit": 1 / 10}
+
+IMAGE_SIZE = 32
+FEATURES = Features(
+    {
+        "images": ListFeature(Image()),
+        "prompt": ListFeature({"role": Value("string"), "content": Value("string")}),
+        "completion": ListFeature({"role": Value("string"), "content": Value("string")}),
+        "kind": Value("string"),
+        "description": Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image, what it shows in words, and the answer to every question about it."""
+
+    image: PILImage.Image
+    description: str
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+def draw_shape(rng: random.Random, shape: str, colour: str, position: str) -> PILImage.Image:
+    """A (32, 32) drawing; drawn four times larger and reduced, so that edges are smooth."""
+    scale = 4
+    background = tuple(rng.randint(0, 60) for _ in range(3))
+    image = PILImage.new("RGB", (IMAGE_SIZE * scale, IMAGE_SIZE * scale), background)
+    quarter_x, quarter_y = POSITIONS[position]
+    radius = rng.uniform(4.0, 6.0) * scale
+    centre_x = (8 + 16 * quarter_x + rng.uniform(-2, 2)) * scale
+    centre_y = (8 + 16 * quarter_y + rng.uniform(-2, 2)) * scale
+    fill = tuple(min(255, max(0, channel + rng.randint(-25, 25))) for channel in COLOURS[colour])
+    draw = ImageDraw.Draw(image)
+    box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)
+    if shape == "circle":
+        draw.ellipse(box, fill=fill)
+    elif shape == "square":
+        draw.rectangle(box, fill=fill)
+    else:
+        draw.polygon([(centre_x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=fill)
+    return image.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
+
+
+def shape_scenes(count: int, seed: int) -> Iterator[Scene]:
+    """`count` scenes, each combination of shape, colour and position equally often (up to the remainder)."""
+    rng = random.Random(seed)
+    combinations = [(s, c, p) for s in SHAPES for c in COLOURS for p in POSITIONS]
+    for index in range(count):
+        if index % len(combinations) == 0:
+            rng.shuffle(combinations)
+        shape, colour, position = combinations[index % len(combinations)]
+        yield Scene(
+            draw_shape(rng, shape, colour, position),
+            f"a {colour} {shape} at the {position}",
+            {"shape": shape, "colour": colour, "position": position},
+        )
+
+
+def digit_scenes(split: str, seed: int = 0, held_out: int = 360) -> Iterator[Scene]:
+    """Real handwritten digits, enlarged to (32, 32); `split` "train" or "test", a seeded split without overlap."""
+    digits = load_digits()
+    order = np.random.default_rng(seed).permutation(len(digits.images))
+    for index in order[held_out:] if split == "train" else order[:held_out]:
+        grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+        image = PILImage.fromarray(grey).convert("RGB")
+        word = DIGITS[digits.target[index]]
+        yield Scene(
+            image.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BILINEAR),
+            f"the digit {word}",
+            {"digit": word},
+        )
+
+
+def as_dataset(scenes: Iterator[Scene]) -> Dataset:
+    """One row a question: TRL's conversational prompt and completion, the image as PNG bytes, kind, description."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for scene in scenes:
+            png = BytesIO()
+            scene.image.save(png, format="PNG")
+            for kind, answer in scene.answers.items():
+                yield {
+                    "images": [{"bytes": png.getvalue(), "path": None}],
+                    "prompt": [{"role": "user", "content": QUESTIONS[kind]}],
+                    "completion": [{"role": "assistant", "content": answer}],
+                    "kind": kind,
+                    "description": scene.description,
+                }
+
+    return Dataset.from_list(list(rows()), features=FEATURES)
+
+
+def visual_task(name: str, split: str, *, shapes: int = 2_000, seed: int = 0) -> Dataset:
+    """The rows of a task.
+
+    Args:
+        name: "shapes", "digits" or "shapes+digits".
+        split: "train" or "test"; the two never share an image.
+        shapes: scenes to draw, three questions each.
+        seed: of drawing and splitting.
+
+    Raises:
+        ValueError: an unknown task or split.
+    """
+    parts = name.split("+")
+    if not set(parts) <= {"shapes", "digits"} or split not in ("train", "test"):
+        raise ValueError(
+            f"There is no task {name!r} with a split {split!r}; tasks are shapes, digits and shapes+digits, splits "
+            "train and test."
+        )
+    scenes: list[Scene] = []
+    if "shapes" in parts:
+        scenes += shape_scenes(shapes, seed * 2 + (split == "test"))
+    if "digits" in parts:
+        scenes += digit_scenes(split, seed)
+    return as_dataset(iter(scenes))
