@@ -131,7 +131,7 @@ def load_llava(
         )
 
     order = rng.permutation(len(good))
-    held_out = max(1, int(len(good) * eval_ratio)) if eval_ratio else 0
+    held_out = max(1, round(len(good) * eval_ratio)) if eval_ratio else 0
     if held_out == len(good):
         raise ValueError(
             f"`eval_ratio={eval_ratio}` of {len(good)} rows leaves none to train on. Give more rows or `eval_ratio=0`."
