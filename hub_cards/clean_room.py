@@ -171,11 +171,15 @@ def _tail(text: str, lines: int = 15) -> str:
 def _judge_classes(directory: Path, measured: _Measured, report: CleanRoomReport) -> list[str]:
     """Whether each Auto class gave the class that the folder names, from the folder's code, with every weight."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    auto_map, findings = config.get("auto_map", {}), []
+    names = {auto: reference.split(".")[-1] for auto, reference in config.get("auto_map", {}).items()}
+    findings = [
+        f"{auto} gave {found} instead of {names[auto]}"
+        for auto, found in measured.record["parts"].items()
+        if found != names.get(auto, found)
+    ]
     for auto, model in measured.record["models"].items():
-        named = auto_map.get(auto, f".{model['class']}").split(".")[-1]
-        if model["class"] != named or (auto in auto_map and not model["remote"]):
-            findings.append(f"{auto} gave {model['class']} instead of {named} from the folder's own code")
+        if auto in names and (model["class"] != names[auto] or not model["remote"]):
+            findings.append(f"{auto} gave {model['class']} instead of {names[auto]} from the folder's own code")
         if missing := model.get("missing"):
             findings.append(f"{auto}: {len(missing)} tensors are missing from the weights, first {missing[0]}")
     if not measured.record["models"]:
@@ -186,7 +190,8 @@ def _judge_classes(directory: Path, measured: _Measured, report: CleanRoomReport
         own = parameter_table(_own_config(directory))
         if report.parameters != own:
             findings.append(f"parameters differ from this package's model: {report.parameters} instead of {own}")
-    autos = ", ".join(f"{auto} ({model['class']})" for auto, model in measured.record["models"].items())
+    loaded = measured.record["parts"] | {auto: model["class"] for auto, model in measured.record["models"].items()}
+    autos = ", ".join(f"{auto} ({name})" for auto, name in loaded.items())
     counts = ", ".join(f"{part} {count:,}" for part, count in report.parameters.items())
     report.checks += [("classes", autos), ("parameters", f"{sum(report.parameters.values()):,}: {counts}")]
     return findings

@@ -208,7 +208,7 @@ def main(request_file: str) -> None:
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
     with record.stage("building a batch with the processor"):
         inputs = check_batch(processor)
-    record.values |= {"config": type(config).__name__, "processor": type(processor).__name__}
+    record.values["parts"] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
     record.tensors |= {f"inputs.{name}": tensor for name, tensor in inputs.items()}
     if request["weights"]:
         _measure_weights(directory, config, inputs, record)

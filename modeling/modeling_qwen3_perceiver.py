@@ -11,6 +11,7 @@ Shapes: B batch, S sequence, I images in the whole batch, L soft tokens an image
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from transformers import (
     Qwen3Model,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import cached_file, can_return_tuple
+from transformers.utils.hub import extract_commit_hash
 
 from ..configuration.configuration_qwen3_perceiver import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
 from .perceiver_connector import PerceiverConnector
@@ -255,7 +257,8 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, GenerationMixin):
             )
         tower = load_vision_tower(vision, vision_revision or "main", language_model.dtype)
         # Only what came from the Hub has a commit, and only that means anything to others.
-        commits = {"vision": (vision, tower.config._commit_hash), "language": (language, text_config._commit_hash)}
+        sources = {"vision": (vision, vision_revision), "language": (language, language_revision)}
+        commits = {part: (name, _commit_of(name, revision or "main")) for part, (name, revision) in sources.items()}
         bases = {part: {"repo_id": name, "revision": sha} for part, (name, sha) in commits.items() if sha}
         config = cls.config_class(
             vision_config=tower.config.to_dict(),
@@ -342,6 +345,13 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+
+def _commit_of(name: str, revision: str) -> str | None:
+    """The commit of a Hub repository that is in the cache by now; None for a folder."""
+    if Path(name).is_dir():
+        return None
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
 
 
 __all__ = ["Qwen3PerceiverModel", "Qwen3PerceiverPreTrainedModel", "Qwen3PerceiverVLM"]

@@ -180,7 +180,7 @@ def info(
     from . import modeling  # noqa: F401  registers the grafts with the Auto classes
     from .configuration import PRESETS, preset_config
     from .recipes.graft_sft import parse
-    from .recipes.memory_estimate import describe
+    from .recipes.memory_estimate import describe  # a recipe for a GPU must parse on a laptop: `use_cpu` below
 
     if name_or_dir in PRESETS:
         config = preset_config(name_or_dir)
@@ -188,7 +188,7 @@ def info(
         config = AutoConfig.from_pretrained(name_or_dir, trust_remote_code=True)
     else:
         raise ValueError(f"{name_or_dir!r} is neither a preset ({', '.join(PRESETS)}) nor a folder or repository id.")
-    described = describe(config, *(parse(["--config", str(recipe)]) if recipe else ()))
+    described = describe(config, *(parse(["--config", str(recipe), "--use_cpu", "true"]) if recipe else ()))
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return

@@ -93,9 +93,8 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
         trainer.accelerator.wait_for_everyone()
 
     resume = training_args.resume_from_checkpoint
-    checkpoint = (
-        last_complete_checkpoint(Path(training_args.output_dir)) if resume in (True, "true", "True") else resume
-    )
+    if resume in (True, "true", "True"):
+        resume = last_complete_checkpoint(Path(training_args.output_dir))
     answer_held_out_rows("before")
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)

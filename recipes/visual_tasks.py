@@ -58,9 +58,9 @@ def draw_shape(rng: random.Random, shape: str, colour: str, position: str) -> PI
     background = tuple(rng.randint(0, 60) for _ in range(3))
     image = PILImage.new("RGB", (IMAGE_SIZE * scale, IMAGE_SIZE * scale), background)
     quarter_x, quarter_y = POSITIONS[position]
-    radius = rng.uniform(4.0, 6.0) * scale
-    centre_x = (8 + 16 * quarter_x + rng.uniform(-2, 2)) * scale
-    centre_y = (8 + 16 * quarter_y + rng.uniform(-2, 2)) * scale
+    radius = rng.uniform(5.0, 7.0) * scale
+    centre_x = (8 + 16 * quarter_x + rng.uniform(-1.5, 1.5)) * scale
+    centre_y = (8 + 16 * quarter_y + rng.uniform(-1.5, 1.5)) * scale
     fill = tuple(min(255, max(0, channel + rng.randint(-25, 25))) for channel in COLOURS[colour])
     draw = ImageDraw.Draw(image)
     box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from qwen_grafts.configuration import GRAFTS, Graft
 from qwen_grafts.configuration.code_files import PACKAGE, _flatten, code_set
 

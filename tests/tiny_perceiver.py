@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from transformers import PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig, TimmWrapperConfig
+
 from qwen_grafts.configuration import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
 from qwen_grafts.configuration.presets import tiny_qwen3_text_config
-from transformers import PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig, TimmWrapperConfig
 
 IMAGE_ID, START_ID, END_ID = 150, 151, 152
 EVERYTHING = {"kv_layer_norm": True, "final_layer_norm": True, "vision_layer_norm": True}

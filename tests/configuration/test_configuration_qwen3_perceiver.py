@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen_grafts.configuration import PRESETS, Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig, preset_config
 from tiny_perceiver import naflex_config, perceiver_config, siglip_config, timm_convnet_config, timm_vit_config
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, Qwen3Config, SiglipConfig
+
+from qwen_grafts.configuration import PRESETS, Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig, preset_config
 
 
 def test_default_is_the_8b_preset_with_qwen3_defaults() -> None:

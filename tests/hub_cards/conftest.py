@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from qwen_grafts.hub_cards import export_preset
 
 

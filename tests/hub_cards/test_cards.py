@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from PIL import Image
+
 from qwen_grafts.configuration import preset_config
 from qwen_grafts.hub_cards import build_adapter_card, build_card, loss_curve_figure
 from qwen_grafts.hub_cards.cards import card_snippet, name_repository

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+
+from qwen_grafts import Qwen3PerceiverVLM
 from qwen_grafts.hub_cards import CleanRoomError, export_preset, export_repository, verify
 from qwen_grafts.hub_cards.code_rules import code_findings
 from qwen_grafts.processing import Qwen3PerceiverProcessor
-
-from qwen_grafts import Qwen3PerceiverVLM
 
 Edit = Callable[[Path, str, str], None]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from qwen_grafts import Qwen3PerceiverProcessor, Qwen3PerceiverVLM
 from qwen_grafts.configuration import GRAFTS
 from qwen_grafts.configuration.code_files import code_set
 from qwen_grafts.hub_cards import export_preset, export_repository, verify
 from qwen_grafts.hub_cards.clean_room_child import check_batch, logits_of
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-from qwen_grafts import Qwen3PerceiverProcessor, Qwen3PerceiverVLM
 
 GRAFT = GRAFTS["qwen3_perceiver"]
 CODE = set(code_set(GRAFT))

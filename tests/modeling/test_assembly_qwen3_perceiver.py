@@ -1,14 +1,18 @@
 """`from_vision_language_pretrained`: base checkpoints as the stock classes write them, and what is refused."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from contracts.model_contract import generator, randomize, rewrite_weights
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from qwen_grafts.configuration.presets import tiny_qwen3_text_config
-from qwen_grafts.modeling import Qwen3PerceiverVLM
+from loopback_hub import LoopbackHub, environment
 from tiny_perceiver import (
     END_ID,
     IMAGE_ID,
@@ -35,7 +39,10 @@ from transformers import (
     TimmWrapperModel,
 )
 
-TEXT_HALF = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+from qwen_grafts.configuration.presets import tiny_qwen3_text_config
+from qwen_grafts.modeling import Qwen3PerceiverVLM
+
+TEXT_HALF = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1}
 CONNECTOR = {"num_latents": 5, "depth": 1, "num_heads": 2, "head_dim": 16, "position_encoding": "sincos2d"}
 IDS = torch.tensor([[5, 6, START_ID, *[IMAGE_ID] * 5, END_ID, 7, 8, 9]])
 
@@ -106,6 +113,7 @@ def test_parts_keep_their_weights(kind: str, tied: bool, tmp_path: Path) -> None
         model.save_pretrained(tmp_path / "assembled")
         loaded = Qwen3PerceiverVLM.from_pretrained(tmp_path / "assembled")
         assert torch.equal(loaded(IDS, **pictures).logits, logits)
+    assert model.config.base_models is None  # a folder's name means nothing to others
     assert model.config is model.model.config
     assert model.config.text_config is model.model.language_model.config
     assert model.config.vision_config is model.model.vision_tower.config
@@ -191,3 +199,41 @@ def test_timm_labels_survive(tmp_path: Path) -> None:
     assemble(tmp_path).save_pretrained(tmp_path / "assembled")
     loaded = Qwen3PerceiverVLM.from_pretrained(tmp_path / "assembled")
     assert loaded.config.vision_config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+CHILD = """
+import json, sys
+from qwen_grafts.modeling import Qwen3PerceiverVLM
+model = Qwen3PerceiverVLM.from_vision_language_pretrained(
+    "owner/vision", "owner/language", language_revision=sys.argv[1], **json.loads(sys.argv[2])
+)
+print(json.dumps([model.config.base_models, model.lm_head.weight.double().sum().item()]))
+"""
+
+
+def test_commits_of_hub_repositories_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a Hub, in a process of its own: the client reads the address of the Hub when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    vision("siglip", tmp_path / "vision")
+    lm = language(tmp_path / "language")
+    commits = {}
+    options = {"connector_config": CONNECTOR, "image_token_id": IMAGE_ID}
+    options |= {"vision_start_token_id": START_ID, "vision_end_token_id": END_ID}
+    with LoopbackHub(tmp_path / "hub", token="hf_loopback") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        for part in ("vision", "language"):
+            api.create_repo(f"owner/{part}")
+            commits[part] = api.upload_folder(repo_id=f"owner/{part}", folder_path=tmp_path / part).oid
+        api.upload_file(repo_id="owner/language", path_or_fileobj=b"{}", path_in_repo="config.json")  # main moves on
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, commits["language"], json.dumps(options)],
+            env=os.environ | environment(hub, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert child.returncode == 0, child.stderr[-3000:]
+    bases, head = json.loads(child.stdout.splitlines()[-1])
+    assert bases == {part: {"repo_id": f"owner/{part}", "revision": commit} for part, commit in commits.items()}
+    assert head == lm.lm_head.weight.double().sum().item()

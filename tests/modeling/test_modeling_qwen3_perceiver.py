@@ -1,10 +1,9 @@
 """Perceiver VLM: the shared contracts for every family of towers, then what is its own."""
 
 import torch
-from contracts.model_contract import FullModelContract, Inputs, generator
+from contracts.full_model_contract import FullModelContract
+from contracts.model_contract import Inputs, generator
 from contracts.soft_token_contract import SoftTokenContract
-from qwen_grafts.configuration import Qwen3PerceiverConfig
-from qwen_grafts.modeling import Qwen3PerceiverModel, Qwen3PerceiverVLM
 from tiny_perceiver import (
     END_ID,
     EVERYTHING,
@@ -17,6 +16,9 @@ from tiny_perceiver import (
     timm_vit_config,
 )
 from transformers import PreTrainedModel, Qwen3ForCausalLM
+
+from qwen_grafts.configuration import Qwen3PerceiverConfig
+from qwen_grafts.modeling import Qwen3PerceiverModel, Qwen3PerceiverVLM
 
 
 class PerceiverContract(SoftTokenContract):

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from contracts.model_contract import assert_close, generator, randomize
+from reference.naive_perceiver import naive_connector, naive_positions
+from tiny_perceiver import EVERYTHING
+from torch import nn
+
 from qwen_grafts.configuration import Qwen3PerceiverConnectorConfig, preset_config
 from qwen_grafts.modeling import Qwen3PerceiverVLM
 from qwen_grafts.modeling.perceiver_connector import PerceiverConnector, sincos_2d_positions
 from qwen_grafts.modeling.vision_towers import PatchFeatures
-from reference.naive_perceiver import naive_connector, naive_positions
-from tiny_perceiver import EVERYTHING
-from torch import nn
 
 VISION, LANGUAGE = 20, 48
 NOTHING = dict.fromkeys(EVERYTHING, False)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from contracts.model_contract import assert_close, generator, randomize
-from qwen_grafts.modeling import Qwen3PerceiverModel
-from qwen_grafts.modeling.vision_towers import PatchFeatures, build_vision_tower, encode_patches, vision_hidden_size
 from tiny_perceiver import naflex_config, perceiver_config, siglip_config, timm_convnet_config, timm_vit_config
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+
+from qwen_grafts.modeling import Qwen3PerceiverModel
+from qwen_grafts.modeling.vision_towers import PatchFeatures, build_vision_tower, encode_patches, vision_hidden_size
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:

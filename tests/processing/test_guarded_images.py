@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+
 from qwen_grafts.processing.guarded_images import (
     CORRUPT,
     MAX_PIXELS,
@@ -24,7 +26,6 @@ from qwen_grafts.processing.guarded_images import (
     open_image,
     resolve_image_path,
 )
-from sklearn.datasets import load_sample_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

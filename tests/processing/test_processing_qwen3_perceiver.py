@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from qwen_grafts.processing import Qwen3PerceiverProcessor, build_qwen_tokenizer, load_chat_template
 from transformers import AutoProcessor, ProcessorMixin, Qwen2Tokenizer, Siglip2ImageProcessor, SiglipImageProcessor
+
+from qwen_grafts.processing import Qwen3PerceiverProcessor, build_qwen_tokenizer, load_chat_template
 
 PAD, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 FIRST_SPECIAL_ID = 300

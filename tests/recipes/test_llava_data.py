@@ -14,6 +14,11 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from transformers import SiglipImageProcessor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
 from qwen_grafts.processing import Qwen3PerceiverProcessor, build_qwen_tokenizer, load_chat_template
 from qwen_grafts.processing.guarded_images import CORRUPT, MISSING, NOT_AN_IMAGE, OUTSIDE_ROOT, TOO_LARGE, ImageProblem
 from qwen_grafts.recipes.llava_data import (
@@ -29,10 +34,6 @@ from qwen_grafts.recipes.llava_data import (
     summarize_refused,
     with_images,
 )
-from sklearn.datasets import load_sample_images
-from torch.utils.data import DataLoader
-from transformers import SiglipImageProcessor
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 Row = dict[str, Any]
 Write = Callable[..., Path]
