@@ -11,7 +11,6 @@ Shapes: B batch, S sequence, I images in the whole batch, L soft tokens an image
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -349,9 +348,8 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, GenerationMixin):
 
 def _commit_of(name: str, revision: str) -> str | None:
     """The commit of a Hub repository that is in the cache by now; None for a folder."""
-    if Path(name).is_dir():
-        return None
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    file = cached_file(name, "config.json", revision=revision)
+    return None if file.startswith(name) else extract_commit_hash(file, None)
 
 
 __all__ = ["Qwen3PerceiverModel", "Qwen3PerceiverPreTrainedModel", "Qwen3PerceiverVLM"]

@@ -15,7 +15,7 @@ class DataArguments:
     """The data of a run; exactly one of `task`, `data_file` and `dataset_name`."""
 
     task: str | None = field(default=None, metadata={"help": "built-in task: shapes, digits or shapes+digits"})
-    task_shapes: int = field(default=2_000, metadata={"help": "shape scenes drawn for training, 3 questions each"})
+    task_shapes: int = field(default=4_000, metadata={"help": "shape scenes drawn for training, 3 questions each"})
     task_test_shapes: int = field(default=240, metadata={"help": "shape scenes drawn for evaluation"})
     data_file: str | None = field(default=None, metadata={"help": "LLaVA-style JSON or JSON lines file"})
     image_root: str | None = field(default=None, metadata={"help": "folder below which the file's images lie"})

@@ -112,7 +112,7 @@ class ModelContract:
         raise NotImplementedError
 
     def row(self, model: PreTrainedModel, items: int = 1, seed: int = 0) -> Inputs:
-        """Inputs of one unpadded row with `items` items; rows of other `items` have other lengths."""
+        """Inputs of one unpadded row with `items` items, if the graft has any; each `seed` has a length of its own."""
         raise NotImplementedError
 
     def placeholder_ids(self, model: PreTrainedModel) -> list[int]:
@@ -267,9 +267,9 @@ class ModelContract:
         with torch.no_grad():
             full = model(**row).logits
             assert full.shape == (*row["input_ids"].shape, _vocab_size(model))
-            assert_close(model(**row, logits_to_keep=3).logits, full[:, -3:], 1e-6)
+            assert_close(model(**row, logits_to_keep=3).logits, full[:, -3:], 1e-5)
             kept = torch.tensor([1, 4, 2])
-            assert_close(model(**row, logits_to_keep=kept).logits, full[:, kept], 1e-6)
+            assert_close(model(**row, logits_to_keep=kept).logits, full[:, kept], 1e-5)
 
     # Training.
 
@@ -312,7 +312,7 @@ class ModelContract:
             slope = gradient.norm()
             if name.endswith(self.gradient_free):
                 continue
-            step = min(3e-3, float(0.02 / slope)) * gradient / slope
+            step = min(4e-3, float(2e-3 / slope)) * gradient / slope
             losses = []
             for sign in (1, -1):
                 with torch.no_grad():
@@ -429,15 +429,19 @@ class ModelContract:
 
     def test_every_parameter_of_the_part_is_initialised(self, model: PreTrainedModel) -> None:
         """Loading leaves missing tensors uninitialised and calls `_init_weights`: what it forgets stays garbage."""
+        others = {name: t.clone() for name, t in model.state_dict().items() if f".{self.trained_part}." not in name}
+        for module in model.modules():
+            module._is_hf_initialized = True
         for module in self.part(model).modules():
             for holder in (module, *module.parameters(recurse=False)):
                 holder._is_hf_initialized = False
             for parameter in module.parameters(recurse=False):
                 parameter.data.fill_(float("nan"))
-        self.part(model).init_weights()
+        model.init_weights()
         for name, parameter in self.part(model).named_parameters():
             assert parameter.isfinite().all(), f"`_init_weights` forgets {name}"
-            assert name.endswith(("bias", "norm.weight")) or parameter.ndim == 1 or parameter.std() > 0, name
+            assert parameter.ndim == 1 or parameter.std() > 0, f"{name} is constant"
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
 
     # Numbers and attention.
 

@@ -1,0 +1,54 @@
+"""Load an export by remote code and answer; prints one JSON line. Run as `python -I`, this package out of reach.
+
+    load_and_generate.py REPOSITORY IMAGE [OVERLAY]
+
+OVERLAY is a folder of packages that goes before the installed ones: another version of transformers.
+"""
+
+import json
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class _NoPackage(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "qwen_grafts":
+            raise ImportError("qwen_grafts is out of reach here")
+
+
+sys.meta_path.insert(0, _NoPackage())
+if len(sys.argv) > 3:
+    sys.path.insert(0, sys.argv[3])
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+repository, image = sys.argv[1], Image.open(sys.argv[2]).convert("RGB")
+processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True).eval()
+block = {"type": "image", "image": image}
+messages = [
+    [{"role": "user", "content": [block, {"type": "text", "text": "What is it?"}]}],
+    [{"role": "user", "content": "A question of text alone, longer than the other one is."}],
+    [{"role": "user", "content": [block, block, {"type": "text", "text": "The same?"}]}],
+]
+prompts = [processor.apply_chat_template(one, add_generation_prompt=True) for one in messages]
+inputs = processor(text=prompts, images=[image] * 3, padding=True, padding_side="left", return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits[:, -1]
+    greedy = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    beams = model.generate(**inputs, max_new_tokens=6, num_beams=3, do_sample=False)
+length = inputs["input_ids"].shape[1]
+print(
+    json.dumps(
+        {
+            "transformers": transformers.__version__,
+            "prompts": prompts,
+            "logits": logits.tolist(),
+            "greedy": greedy[:, length:].tolist(),
+            "beams": beams[:, length:].tolist(),
+        }
+    )
+)

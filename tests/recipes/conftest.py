@@ -1,0 +1,82 @@
+"""A tiny exported graft, rows to train it on, and a way to run the recipe script as users do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from qwen_grafts.hub_cards import export_preset
+from qwen_grafts.recipes.visual_tasks import visual_task
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "perceiver_vlm" / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def graft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of `perceiver-vlm-tiny`; not to be changed."""
+    return export_preset("perceiver-vlm-tiny", tmp_path_factory.mktemp("graft") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def rows() -> Dataset:
+    return visual_task("shapes", "train", shapes=16, seed=3)
+
+
+@pytest.fixture
+def script_arguments(graft: Path) -> Callable[..., list[str]]:
+    """Arguments of a short run of the tiny recipe: 6 steps of 4 rows, no evaluation."""
+
+    def arguments(output_dir: Path, **overrides: object) -> list[str]:
+        values = {
+            "model_name_or_path": graft,
+            "output_dir": output_dir,
+            "task": "shapes",
+            "task_shapes": 16,
+            "task_test_shapes": 4,
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "generative_eval_rows": 0,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "save_total_limit": 10,
+            "warmup_steps": 2,
+            "disable_tqdm": True,
+        } | overrides
+        pairs = [[f"--{name}", str(value)] for name, value in values.items()]
+        return ["--config", str(RECIPE), *sum(pairs, [])]
+
+    return arguments
+
+
+@pytest.fixture
+def start_script() -> Callable[..., subprocess.Popen]:
+    """Start the recipe script in a process of its own, or in several under torchrun."""
+
+    def start(arguments: list[str], processes: int = 1) -> subprocess.Popen:
+        module = ["-m", "qwen_grafts.recipes.graft_sft", *arguments]
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
+        return subprocess.Popen(
+            [*launcher, *module], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return start
+
+
+@pytest.fixture
+def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., str]:
+    """Run it to its end; returns what it printed."""
+
+    def run(arguments: list[str], processes: int = 1) -> str:
+        child = start_script(arguments, processes)
+        output, _ = child.communicate(timeout=300)
+        assert child.returncode == 0, output[-3000:]
+        return output
+
+    return run

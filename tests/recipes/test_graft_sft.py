@@ -1,0 +1,160 @@
+"""The recipe script as users start it: train, kill, resume, several processes, LoRA, bad input."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from qwen_grafts.hub_cards import export_folder, finish_run, verify
+from qwen_grafts.recipes.graft_sft import main, parse
+from qwen_grafts.recipes.resume import last_complete_checkpoint
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+LORA = {
+    "use_peft": True,
+    "lora_target_modules": r".*language_model.*\.(q_proj|v_proj)",
+    "lora_modules_to_save": "connector",
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_run_leaves_a_repository(script_arguments, tmp_path, graft):
+    """Only the connector moves, the metadata tells the run, the clean room passes."""
+    out = tmp_path / "run"
+    main(*parse(script_arguments(out, generative_eval_rows=12)))
+    before, after = weights(graft), weights(out)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if ".connector." in name}
+    metadata = json.loads((out / "training_meta.json").read_text())
+    assert metadata["steps"] == 6
+    assert len(metadata["loss_curve"]) == 6
+    assert metadata["dataset"]["train_rows"] == 48
+    assert set(metadata["metrics"]) == {"before", "after"}
+    assert set(metadata["metrics"]["after"]["shape"]) == {"exact_match", "blank_image", "shuffled_image", "rows"}
+    assert str(tmp_path) not in json.dumps(metadata)
+    assert metadata["command"].startswith("qwen-grafts train")
+    report = finish_run(out)
+    assert "logits" in dict(report.checks)
+
+
+def test_loss_falls(script_arguments, tmp_path):
+    """A random language model is trained along: a connector alone cannot make it speak."""
+    arguments = script_arguments(tmp_path, max_steps=40, learning_rate=5e-3, trainable="connector|language_model")
+    trainer = main(*parse(arguments))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.slow
+def test_every_checkpoint_loads_by_itself(script_arguments, tmp_path):
+    main(*parse(script_arguments(tmp_path, max_steps=4)))
+    for checkpoint in (tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+        verify(checkpoint)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(script_arguments, start_script, run_script, tmp_path):
+    """`kill -9` at a random moment after the first checkpoint."""
+    arguments = {"max_steps": 40, "save_steps": 4}
+    run_script(script_arguments(tmp_path / "whole", **arguments))
+    broken = tmp_path / "broken"
+    child = start_script(script_arguments(broken, **arguments))
+    while not list(broken.glob("checkpoint-*/trainer_state.json")):
+        assert child.poll() is None, child.stdout.read()[-3000:]
+        time.sleep(0.02)
+    time.sleep(random.uniform(0.0, 0.6))
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (broken / "model.safetensors").exists()
+    run_script(script_arguments(broken, resume_from_checkpoint=True, **arguments))
+    assert difference(weights(tmp_path / "whole"), weights(broken)) == 0.0
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path, graft):
+    whole, cut, stateless = (tmp_path / f"checkpoint-{step}" for step in (9, 10, 11))
+    for folder in (whole, cut, stateless):
+        folder.mkdir()
+        (folder / "optimizer.pt").touch()
+        (folder / "trainer_state.json").write_text('{"global_step": 9}')
+        (folder / "model.safetensors").write_bytes((graft / "model.safetensors").read_bytes())
+    (cut / "model.safetensors").write_bytes((graft / "model.safetensors").read_bytes()[:-100])
+    (stateless / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(tmp_path) == str(whole)
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(script_arguments, run_script, tmp_path):
+    """DDP over gloo: two processes with half the batch each give the one-process weights and losses."""
+    run_script(script_arguments(tmp_path / "one", per_device_train_batch_size=4, use_cpu=True))
+    run_script(script_arguments(tmp_path / "two", per_device_train_batch_size=2, use_cpu=True), processes=2)
+    curves = [json.loads((tmp_path / run / "training_meta.json").read_text())["loss_curve"] for run in ("one", "two")]
+    assert len(curves[0]) == 6
+    for (step, one), (same_step, two) in zip(*curves, strict=True):
+        assert step == same_step
+        assert two == pytest.approx(one, abs=1e-4)
+    assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+
+
+def test_lora_saves_loads_and_merges(script_arguments, tmp_path):
+    out, merged = tmp_path / "adapter", tmp_path / "merged"
+    trainer = main(*parse(script_arguments(out, **LORA)))
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert all("lora_" in name or "connector.modules_to_save" in name for name in trained)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(out)
+    export_folder(out, merged)
+    plain = AutoModelForCausalLM.from_pretrained(merged)
+    ids = torch.arange(3, 30)[None]
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ids[0, 5:13] = plain.config.image_token_id
+    with torch.no_grad():
+        wanted = trainer.model.eval()(input_ids=ids, pixel_values=pixels).logits
+        torch.testing.assert_close(adapted.eval()(input_ids=ids, pixel_values=pixels).logits, wanted)
+        torch.testing.assert_close(plain.eval()(input_ids=ids, pixel_values=pixels).logits, wanted, atol=1e-5, rtol=0)
+
+
+def test_bad_input_is_told_before_the_first_step(script_arguments, tmp_path):
+    cases = {
+        "exactly one of": {"dataset_name": "somewhere/else"},
+        "no task 'circles'": {"task": "circles"},
+        "matches none of": {"trainable": "conector"},
+    }
+    for message, overrides in cases.items():
+        with pytest.raises(ValueError, match=message):
+            main(*parse(script_arguments(tmp_path / "run", **overrides)))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_unknown_setting_is_an_error(script_arguments, tmp_path):
+    with pytest.raises(ValueError, match="learning_ratio"):
+        parse([*script_arguments(tmp_path), "--learning_ratio", "1"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_recipe_says_what_it_needs_and_parses(recipe):
+    first, second = recipe.read_text(encoding="utf-8").splitlines()[:2]
+    assert first.startswith("# Hardware: ")
+    assert second.startswith("# Run: ")
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if recipe.parent.name != "accelerate":
+        graft_args, training_args, model_args = parse(["--config", str(recipe), "--use_cpu", "true"])
+        assert training_args.max_length is None
+        assert model_args.model_name_or_path == values["model_name_or_path"]
+        assert (graft_args.task is None) != (graft_args.data_file is None)
