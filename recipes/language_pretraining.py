@@ -29,7 +29,7 @@ def pretrain_language_model(
     config: Qwen3Config,
     output_dir: Path,
     *,
-    epochs: float = 4.0,
+    epochs: float = 1.0,
     learning_rate: float = 3e-3,
     batch_size: int = 64,
     seed: int = 0,

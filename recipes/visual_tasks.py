@@ -1,9 +1,8 @@
 """Two small visual question-answering tasks that need no download, with answers that leave no room for taste.
 
 Shapes: generated drawings, 3 shapes x 4 colours x 4 positions, size, place and background jittered; asked for shape,
-colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by image, training images
-moved by a pixel or two.
-Each scene also has a description in words, from which a language model can learn the questions before it has eyes.
+colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by digit,
+training images moved by a pixel or two. Each scene also has a description in words, from which a language model can learn the questions before it has eyes.
 """
 
 import random
