@@ -91,6 +91,7 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
         vision_end_token_id: `<|vision_end|>`, written after it.
         tie_word_embeddings: whether the head is the embedding; follows `text_config` when left out.
         base_models: where frozen parts came from: "vision" and "language" -> {"repo_id", "revision"}.
+        graft_only: the repository holds the connector alone; loading fetches `base_models` and assembles.
 
     Raises:
         ValueError: an unsupported tower or language model, or a special token outside the vocabulary.
@@ -112,6 +113,7 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
     vision_end_token_id: int = 151653
     tie_word_embeddings: bool | None = None
     base_models: dict[str, dict[str, str]] | None = None
+    graft_only: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
@@ -143,6 +145,8 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
             raise ValueError(_unsupported_tower(self.vision_config.model_type))
         if self.text_config.model_type != "qwen3":
             raise ValueError(_unsupported_language_model(self.text_config.model_type))
+        if self.graft_only and set(self.base_models or {}) != {"vision", "language"}:
+            raise ValueError("`graft_only` needs `base_models` with a vision and a language repository of the Hub.")
         vocab_size = self.text_config.vocab_size
         for name in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
             if not 0 <= getattr(self, name) < vocab_size:

@@ -90,8 +90,8 @@ def verify(directory: str | os.PathLike, *, reference: Reference | None = None) 
     """Check that a folder is fit to publish.
 
     Args:
-        directory: a model folder (with weights, or configuration only) or the folder of a PEFT adapter, of which only
-            the files are checked.
+        directory: a model folder (with weights, or configuration only). Of a PEFT adapter and of a graft-only
+            repository, whose bases lie elsewhere, only the files are checked.
         reference: the model that was exported, with its processor if at hand; otherwise, for a graft, the package's
             own classes loaded on the folder's weights.
 
@@ -110,7 +110,7 @@ def verify(directory: str | os.PathLike, *, reference: Reference | None = None) 
     if findings:
         raise CleanRoomError(directory, findings)
     report = CleanRoomReport(directory, checks)
-    if not (directory / "adapter_config.json").is_file():
+    if not _needs_other_repositories(directory):
         weights = any(directory.glob("*.safetensors"))
         request = {"directory": str(directory), "weights": weights, "snippet": snippet, "repo_id": repo_id}
         measured = _run_child(directory, request)
@@ -121,6 +121,13 @@ def verify(directory: str | os.PathLike, *, reference: Reference | None = None) 
         report.checks.append(("snippet", "the card's snippet ran" if snippet else "no card, so no snippet to run"))
     report.seconds = time.monotonic() - started
     return report
+
+
+def _needs_other_repositories(directory: Path) -> bool:
+    """An adapter or a graft-only repository: half a model, which the offline room cannot complete."""
+    if (directory / "adapter_config.json").is_file():
+        return True
+    return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("graft_only"))
 
 
 def _run_child(directory: Path, request: dict[str, Any]) -> _Measured:

@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +41,7 @@ def export_repository(
     files: Sequence[str | os.PathLike] = (),
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    graft_only: bool = False,
 ) -> Path:
     """Write a model as a repository.
 
@@ -52,13 +54,14 @@ def export_repository(
         files: further files to copy beside it, as `training_meta.json` and the card's figures.
         overwrite: replace a model that is there already.
         max_shard_size: of a weights file.
+        graft_only: store the trained new parts alone and name the bases; for models whose bases were not changed.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `out` is in use, the model is an adapter that was not merged, or the code of model and processor
-            does not fit together.
+        ValueError: `out` is in use, the model is an adapter that was not merged, the code of model and processor
+            does not fit together, or `graft_only` of a model whose bases are not on the Hub.
         OSError: the disk is full or not writable; `out` is as it was before.
     """
     if not isinstance(model, PreTrainedModel):
@@ -70,10 +73,11 @@ def export_repository(
     code = _live_code(model.config, auto_map, [model.config, model, processor])
     out = _free_target(out, overwrite)
     card = card or build_card(model.config, repo_id=placeholder_repo_id(out))
+    kept = _graft_tensors(model) if graft_only else None
     with _staged(out) as folder:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, state_dict=kept, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
-        _finish(folder, auto_map, code, card, files)
+        _finish(folder, auto_map, code, card, files, {"graft_only": True} if graft_only else {})
     return out
 
 
@@ -127,6 +131,22 @@ def export_preset(
             part.save_pretrained(folder)
         _finish(folder, auto_map, _live_code(config, auto_map, [config]), card)
     return out
+
+
+def _graft_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a graft-only repository.
+
+    Raises:
+        ValueError: a base came from a local folder, so that nobody else could fetch it.
+    """
+    bases = model.config.base_models or {}
+    if set(bases) != {"vision", "language"}:
+        raise ValueError(
+            f"A graft-only repository names its bases on the Hub; this model knows {len(bases)} of 2 "
+            f"({', '.join(bases) or 'none'}). Graft from repository ids instead of folders, or export the whole model."
+        )
+    prefixes = tuple(f"{model.base_model_prefix}.{module}." for module in model.graft_modules)
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
 
 
 def _free_target(out: str | os.PathLike, overwrite: bool) -> Path:
@@ -185,6 +205,7 @@ def _finish(
     code: dict[str, str],
     card: ModelCard,
     files: Sequence[str | os.PathLike] = (),
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """What no `save_pretrained` writes, or writes only for some classes."""
     for name, source in code.items():
@@ -192,7 +213,7 @@ def _finish(
     for path in folder.glob("*config.json"):
         values = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "config.json" and auto_map:
-            values["auto_map"] = auto_map
+            values |= {"auto_map": auto_map, **settings}
         if path.name == "processor_config.json" and "AutoProcessor" in auto_map:
             values["auto_map"] = {"AutoProcessor": auto_map["AutoProcessor"]}
         text = json.dumps(_portable(values), indent=2, sort_keys=True, ensure_ascii=False)

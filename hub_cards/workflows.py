@@ -74,12 +74,15 @@ def graft_perceiver_vlm(
     return export_repository(model, processor, out, overwrite=overwrite)
 
 
-def export_folder(directory: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """Export a trained folder: a checkpoint as it is, an adapter merged into its base.
+def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overwrite: bool = False) -> Path:
+    """Export a trained folder: a checkpoint as it is or its graft alone, an adapter merged into its base.
 
     Raises:
-        ValueError: `out` is not empty, or the weights do not fit.
+        ValueError: `out` is not empty, the weights do not fit, or `graft_only` of bases that are not on the Hub or of
+            a merged adapter, which changes them.
     """
+    if graft_only and (directory / ADAPTER).is_file():
+        raise ValueError(f"{directory} holds an adapter, which changes the language model; it has no graft-only form.")
     if (directory / ADAPTER).is_file():
         adapted = AutoPeftModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype="auto")
         model, source = adapted.merge_and_unload(), adapted.peft_config["default"].base_model_name_or_path
@@ -87,7 +90,7 @@ def export_folder(directory: Path, out: Path, *, overwrite: bool = False) -> Pat
         model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype="auto")
         source = directory
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
-    out = export_repository(model, processor, out, overwrite=overwrite)
+    out = export_repository(model, processor, out, graft_only=graft_only, overwrite=overwrite)
     if (training := read_metadata(directory)) is not None:
         (out / "training_meta.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
         write_card(out)

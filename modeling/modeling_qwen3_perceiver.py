@@ -28,6 +28,7 @@ from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
 from ..configuration.configuration_qwen3_perceiver import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
+from .graft_only_loading import GraftOnlyLoadingMixin
 from .perceiver_connector import PerceiverConnector
 from .soft_tokens import splice_soft_tokens
 from .strict_loading import StrictLoadingMixin
@@ -56,7 +57,7 @@ class Qwen3PerceiverCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: list[torch.Tensor] | None = None
 
 
-class Qwen3PerceiverPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+class Qwen3PerceiverPreTrainedModel(GraftOnlyLoadingMixin, StrictLoadingMixin, PreTrainedModel):
     """What transformers has to know of both classes."""
 
     config: Qwen3PerceiverConfig
@@ -72,6 +73,22 @@ class Qwen3PerceiverPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    graft_modules = ("connector",)
+
+    @classmethod
+    def assemble_bases(cls, config: Qwen3PerceiverConfig, dtype: str | torch.dtype) -> "Qwen3PerceiverVLM":
+        vision, language = config.base_models["vision"], config.base_models["language"]
+        return Qwen3PerceiverVLM.from_vision_language_pretrained(
+            vision["repo_id"],
+            language["repo_id"],
+            vision_revision=vision["revision"],
+            language_revision=language["revision"],
+            connector_config=config.connector_config,
+            dtype=dtype,
+            image_token_id=config.image_token_id,
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+        )
 
 
 class Qwen3PerceiverModel(Qwen3PerceiverPreTrainedModel):

@@ -91,6 +91,9 @@ def export(
     preset: Annotated[str | None, typer.Option(help="Named configuration, randomly initialised.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a trained folder, checkpoint or adapter to export.")] = None,
     config_only: Annotated[bool, typer.Option("--config-only", help="Leave the weights out.")] = False,
+    graft_only: Annotated[
+        bool, typer.Option("--graft-only", help="With --model: the trained new parts alone; loading fetches the bases.")
+    ] = False,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer for a preset; default: byte-level.")] = None,
     seed: Annotated[int, typer.Option(help="Of a preset's random weights.")] = 0,
     overwrite: Overwrite = False,
@@ -106,7 +109,7 @@ def export(
     if preset is not None:
         path = export_preset(preset, out, config_only=config_only, tokenizer=tokenizer, seed=seed, overwrite=overwrite)
     else:
-        path = export_folder(model, out, overwrite=overwrite)
+        path = export_folder(model, out, graft_only=graft_only, overwrite=overwrite)
     console.print(f"Wrote {path}. Check it with: qwen-grafts verify {path}", soft_wrap=True)
 
 

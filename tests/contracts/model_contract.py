@@ -327,6 +327,7 @@ class ModelContract:
         """The second row has other answers than the first, so a mean of means would be another number."""
         self.freeze_all_but_part(model)
         assert model.accepts_loss_kwargs is True  # else Trainer does not pass `num_items_in_batch`
+        assert model.loss_type == "ForCausalLM"  # else guessed from the class name, or a fallback with a warning
         rows = [self.labelled(row, n) for row, n in zip(self.rows(model)[-2:], (answer_tokens, 5), strict=True)]
         count = torch.tensor(answer_tokens + 5)
         loss, gradients = self.loss_and_gradients(model, self.batch(model, rows) | {"num_items_in_batch": count})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.model_contract import Inputs, ModelContract, assert_close
+from contracts.model_contract import Inputs, ModelContract
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -1,0 +1,75 @@
+"""Repositories that hold the trained new parts alone and name the base checkpoints they were grafted onto.
+
+A connector of 82 million parameters instead of a model of 8.7 billion: `from_pretrained` fetches the bases at the
+commits that the configuration records, assembles them, and puts the stored parts in place.
+"""
+
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers.utils import cached_file
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+UNSUPPORTED = ("device_map", "quantization_config", "tp_plan")
+
+
+class GraftOnlyLoadingMixin:
+    """Put before `PreTrainedModel`; a subclass says how bases are assembled and which modules are the graft.
+
+    Attributes:
+        graft_modules: submodules of the backbone that a graft-only repository stores.
+    """
+
+    graft_modules: tuple[str, ...] = ()
+
+    @classmethod
+    def assemble_bases(cls, config: Any, dtype: Any) -> Any:
+        """The model with a head, assembled from `config.base_models`, its graft still random."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """As `PreTrainedModel.from_pretrained`; a graft-only repository is assembled first.
+
+        Raises:
+            ValueError: the bases do not fit the stored graft, or an argument that a graft-only repository cannot take.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        stored = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if not stored.graft_only:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if refused := [name for name in UNSUPPORTED if kwargs.get(name) is not None]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path!r} holds a graft alone and is assembled in memory, which cannot take "
+                f"{', '.join(refused)}. Load it without, `save_pretrained` the whole, and load that."
+            )
+        model = cls.assemble_bases(stored, kwargs.get("dtype") or "auto")
+        _check_fit(pretrained_model_name_or_path, stored, model.config)
+        file = cached_file(pretrained_model_name_or_path, "model.safetensors", **hub)
+        tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
+        for module in cls.graft_modules:
+            part = {name.removeprefix(f"{module}."): t for name, t in tensors.items() if name.startswith(f"{module}.")}
+            try:
+                getattr(model.base_model, module).load_state_dict(part)
+            except RuntimeError as error:
+                raise ValueError(f"The graft at {pretrained_model_name_or_path!r} is not whole: {error}") from error
+        model = model if isinstance(model, cls) else model.base_model
+        info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, info) if kwargs.get("output_loading_info") else model
+
+
+def _check_fit(name: Any, stored: Any, assembled: Any) -> None:
+    """The graft was trained between two widths; bases of others are not its bases."""
+    for part, key in (("vision", "vision_config"), ("language", "text_config")):
+        ours, theirs = getattr(stored, key).to_dict(), getattr(assembled, key).to_dict()
+        for value in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "architecture"):
+            if ours.get(value) != theirs.get(value):
+                raise ValueError(
+                    f"The graft {name!r} and its {part} base {stored.base_models[part]['repo_id']!r} do not fit: "
+                    f"{value} is {ours.get(value)} in the graft's configuration and {theirs.get(value)} in the base."
+                )
+
+
+__all__ = ["GraftOnlyLoadingMixin"]

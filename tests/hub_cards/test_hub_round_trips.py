@@ -1,0 +1,183 @@
+"""What stands on other repositories goes to the Hub and comes back: graft-only repositories, adapters, trainers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import LoopbackHub, environment
+
+TOKEN = "hf_loopback"
+
+# Two base checkpoints on the Hub, as anyone would publish them.
+PUSH_BASES = """
+import sys
+import torch
+from transformers import Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionModel
+from qwen_grafts.configuration import preset_config
+from qwen_grafts.processing import build_qwen_tokenizer
+torch.manual_seed(3)
+config = preset_config("perceiver-vlm-tiny")
+SiglipVisionModel(config.vision_config).push_to_hub("tester/vision")
+SiglipImageProcessor(size={"height": 32, "width": 32}).push_to_hub("tester/vision")
+Qwen3ForCausalLM(config.text_config).push_to_hub("tester/language")
+build_qwen_tokenizer(486).push_to_hub("tester/language")
+"""
+GRAFT = """
+from pathlib import Path
+from safetensors import safe_open
+from transformers import AutoConfig
+from qwen_grafts.hub_cards import export_folder, graft_perceiver_vlm, push_repository, verify, write_card
+whole, graft = Path("whole"), Path("graft")
+connector = '{"num_latents": 8, "num_heads": 2, "head_dim": 32}'
+graft_perceiver_vlm("tester/vision", "tester/language", whole, connector=connector)
+bases = AutoConfig.from_pretrained(whole).base_models
+assert bases["vision"]["repo_id"] == "tester/vision" and bases["language"]["repo_id"] == "tester/language"
+assert all(len(base["revision"]) == 40 for base in bases.values())
+export_folder(whole, graft, graft_only=True)
+with safe_open(graft / "model.safetensors", "pt") as file:
+    assert all(name.startswith("model.connector.") for name in file.keys())
+push_repository(graft, "tester/graft-only")
+"""
+# A later commit to a base must not change what was grafted onto the earlier one.
+MOVE_BASE = """
+from transformers import Qwen3ForCausalLM
+model = Qwen3ForCausalLM.from_pretrained("tester/language")
+model.model.norm.weight.data.mul_(3)
+model.push_to_hub("tester/language")
+"""
+COMPARE = """
+import sys
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+assert "qwen_grafts" not in sys.modules
+whole = AutoModelForCausalLM.from_pretrained("whole", trust_remote_code=True)
+graft = AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True)
+AutoProcessor.from_pretrained("tester/graft-only", trust_remote_code=True)
+ids = torch.arange(40)[None].repeat(2, 1)
+ids[:, 5:13] = whole.config.image_token_id
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+assert torch.equal(whole(input_ids=ids, pixel_values=pixels).logits, graft(input_ids=ids, pixel_values=pixels).logits)
+backbone = AutoModel.from_pretrained("tester/graft-only", trust_remote_code=True)
+assert type(backbone).__name__ == "Qwen3PerceiverModel"
+graft.save_pretrained("again")
+again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+assert torch.equal(again(input_ids=ids, pixel_values=pixels).logits, graft(input_ids=ids, pixel_values=pixels).logits)
+try:
+    AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True, device_map="cpu")
+except ValueError as error:
+    print(error)
+"""
+OTHER_BASE = """
+import json
+from pathlib import Path
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from qwen_grafts.configuration.presets import tiny_qwen3_text_config
+Qwen3ForCausalLM(tiny_qwen3_text_config(hidden_size=192)).push_to_hub("tester/wider")
+config = json.loads(Path("graft/config.json").read_text())
+config["base_models"]["language"] = {"repo_id": "tester/wider", "revision": "main"}
+Path("graft/config.json").write_text(json.dumps(config))
+try:
+    AutoModelForCausalLM.from_pretrained("graft", trust_remote_code=True)
+except ValueError as error:
+    print(error)
+"""
+ADAPTER = """
+import torch
+from pathlib import Path
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from qwen_grafts.hub_cards import export_preset, push_repository, set_adapter_base, write_card
+base = export_preset("perceiver-vlm-tiny", "base")
+push_repository(base, "tester/base", verify_first=False)
+torch.manual_seed(1)
+model = get_peft_model(
+    AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True),
+    LoraConfig(
+        target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["connector"], task_type="CAUSAL_LM"
+    ),
+)
+for name, parameter in model.named_parameters():
+    if parameter.requires_grad:
+        torch.nn.init.normal_(parameter, std=0.05)
+model.save_pretrained("adapter")
+ids = torch.arange(40)[None]
+ids[:, 5:13] = model.config.image_token_id
+pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+torch.save(model.eval()(input_ids=ids, pixel_values=pixels).logits.detach(), "logits.pt")
+try:
+    write_card(Path("adapter"), repo_id="tester/adapter")
+except ValueError as error:
+    print(error)
+set_adapter_base(Path("adapter"), "tester/base")
+write_card(Path("adapter"), repo_id="tester/adapter")
+push_repository("adapter", "tester/adapter")
+"""
+LOAD_ADAPTER = """
+import sys
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+assert "qwen_grafts" not in sys.modules
+wanted = torch.load("logits.pt")
+pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+ids = torch.arange(40)[None]
+for auto_class in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+    model = auto_class.from_pretrained("tester/adapter", trust_remote_code=True).eval()
+    ids[:, 5:13] = model.config.image_token_id
+    torch.testing.assert_close(model(input_ids=ids, pixel_values=pixels).logits, wanted)
+merged = AutoPeftModelForCausalLM.from_pretrained("tester/adapter", trust_remote_code=True).merge_and_unload()
+merged.push_to_hub("tester/merged")
+merged = AutoModelForCausalLM.from_pretrained("tester/merged", trust_remote_code=True).eval()
+torch.testing.assert_close(merged(input_ids=ids, pixel_values=pixels).logits, wanted, atol=1e-5, rtol=0)
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
+        yield hub
+    assert hub.unknown_requests == []
+
+
+def run(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
+    """Run a script in a process whose Hub is `hub`; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment(hub, folder / home) | {"OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(hub: LoopbackHub, tmp_path: Path) -> None:
+    run(PUSH_BASES + GRAFT, hub, tmp_path)
+    run(MOVE_BASE, hub, tmp_path)
+    assert "cannot take device_map" in run(COMPARE, hub, tmp_path, home="stranger")
+    stored = hub.files("tester/graft-only")["model.safetensors"]
+    whole = (tmp_path / "whole" / "model.safetensors").stat().st_size
+    assert (len(stored) if isinstance(stored, bytes) else stored) < 0.3 * whole
+    message = run(OTHER_BASE, hub, tmp_path)
+    assert "'graft'" in message
+    assert "'tester/wider'" in message
+    assert "hidden_size is 128 in the graft's configuration and 192 in the base" in message
+
+
+@pytest.mark.slow
+def test_adapter_names_its_base_and_loads_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
+    message = run(ADAPTER, hub, tmp_path)
+    assert "base_model_name_or_path" in message
+    card = hub.read("tester/adapter", "README.md").decode()
+    assert "base_model:\n- tester/base" in card
+    assert "base_model_relation: adapter" in card
+    run(LOAD_ADAPTER, hub, tmp_path, home="stranger")
