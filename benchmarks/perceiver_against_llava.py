@@ -2,14 +2,14 @@
 
     make bench        (or: python benchmarks/perceiver_against_llava.py)
 
-Peer: `LlavaForConditionalGeneration` with the same SigLIP and Qwen3 configurations, trained by plain TRL (`SFTTrainer`)
-with tower and language model frozen, as its projector-alignment stage is. Ours: `Qwen3PerceiverVLM` through
-`GraftSFTTrainer`. Every measurement runs in a process of its own, the two peers by turns; process time, median of several
-repeats. Results go to `benchmarks/results/perceiver_against_llava.json` and to the screen.
+Peer: `LlavaForConditionalGeneration` with the same SigLIP and Qwen3 configurations, trained by plain TRL
+(`SFTTrainer`) with tower and language model frozen, as LLaVA's own alignment stage does. Ours: `Qwen3PerceiverVLM`
+through `GraftSFTTrainer`. Every measurement runs in a process of its own, the peers by turns; process time, median of
+several repeats. The table goes to the screen and to `benchmarks/results/perceiver_against_llava.json`.
 
-What differs is what the two designs differ in: LLaVA feeds every patch to the language model, we feed the resampler's
+The two differ where the designs differ: LLaVA feeds every patch to the language model, we feed the resampler's
 latents; LLaVA under plain TRL builds a graph through the hooked tower and scores every position, we do neither. The
-`--equal-tokens` rows take the first of these away: as many latents as LLaVA has patches.
+peer `ours-equal-tokens` takes the first of these away: as many latents as LLaVA has patches.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WARM_UP = 1
 
 
 def configs() -> tuple[Any, Any]:
-    """Tower and language model, both scaled down with the proportions of the 8B preset: a large vocabulary above all."""
+    """Tower and language model, scaled down from the 8B preset; the vocabulary keeps its full size."""
     from transformers import Qwen3Config, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
@@ -121,7 +121,8 @@ def rows() -> Any:
     prompt = [{"role": "user", "content": "Describe the picture in one sentence."}]
     caption = [{"role": "assistant", "content": "A photograph with many colours, taken in daylight."}]
     count = len(crops)
-    return Dataset.from_dict({"images": [[crop] for crop in crops], "prompt": [prompt] * count, "completion": [caption] * count})
+    images = [[crop] for crop in crops]
+    return Dataset.from_dict({"images": images, "prompt": [prompt] * count, "completion": [caption] * count})
 
 
 def measure_training(peer: str) -> dict[str, float]:
@@ -245,7 +246,8 @@ def main() -> None:
     Console(width=130).print(table)
     RESULTS.parent.mkdir(exist_ok=True)
     shape = {"batch": BATCH_SIZE, "image": IMAGE_SIZE, "patches": NUM_PATCHES, "new_tokens": NEW_TOKENS}
-    RESULTS.write_text(json.dumps({"setting": shape, "repeats": arguments.repeats, "medians": medians}, indent=2) + "\n")
+    results = {"setting": shape, "repeats": arguments.repeats, "medians": medians}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Shapes: generated drawings, 3 shapes x 4 colours x 4 positions, size, place and background jittered; asked for shape,
 colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by digit,
-training images moved by a pixel or two. Each scene also has a description in words, from which a language model can learn the questions before it has eyes.
+training images moved by a pixel or two. Each scene also has a description in words, from which a language model can
+learn the questions before it has eyes.
 """
 
 import random

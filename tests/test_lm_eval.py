@@ -31,11 +31,17 @@ def test_lm_eval_runs_on_an_export(tmp_path):
     data.write_text(json.dumps(rows))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tiny.yaml").write_text(TASK.format(data=data))
+    options = {
+        "model": "hf",
+        "model_args": f"pretrained={export},trust_remote_code=True,dtype=float32",
+        "tasks": "tiny_choice",
+        "include_path": tmp_path / "tasks",
+        "device": "cpu",
+        "batch_size": "4",
+        "output_path": tmp_path / "results.json",
+    }
     child = subprocess.run(
-        [Path(sys.executable).with_name("lm_eval"), "--model", "hf"]
-        + ["--model_args", f"pretrained={export},trust_remote_code=True,dtype=float32"]
-        + ["--tasks", "tiny_choice", "--include_path", tmp_path / "tasks", "--device", "cpu", "--batch_size", "4"]
-        + ["--output_path", tmp_path / "results.json"],
+        [Path(sys.executable).with_name("lm_eval"), *(w for name, v in options.items() for w in (f"--{name}", v))],
         capture_output=True,
         text=True,
         check=False,

@@ -14,9 +14,9 @@ OLDEST = ("transformers==5.16.1", "huggingface-hub==1.5.0", "httpx==0.28.1", "ht
 
 
 def answers(export: Path, *overlay: str) -> dict:
+    script = ROOT / "tests/children/load_and_generate.py"
     child = subprocess.run(
-        [sys.executable, "-I", str(ROOT / "tests/children/load_and_generate.py"), export, export.parent / "image.png"]
-        + list(overlay),
+        [sys.executable, "-I", script, export, export.parent / "image.png", *overlay],
         capture_output=True,
         text=True,
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(export.parent / f"home{len(overlay)}"), "OMP_NUM_THREADS": "1"},

@@ -1,6 +1,6 @@
 """Answer about an image with vLLM's Transformers backend; prints one JSON line of token ids.
 
-    serve_with_vllm.py REPOSITORY IMAGE
+serve_with_vllm.py REPOSITORY IMAGE
 """
 
 import json

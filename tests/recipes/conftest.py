@@ -46,8 +46,11 @@ def script_arguments(graft: Path) -> Callable[..., list[str]]:
             "warmup_steps": 2,
             "disable_tqdm": True,
         } | overrides
-        pairs = [[f"--{name}", str(value)] for name, value in values.items()]
-        return ["--config", str(RECIPE), *sum(pairs, [])]
+        return [
+            "--config",
+            str(RECIPE),
+            *(word for name, value in values.items() for word in (f"--{name}", str(value))),
+        ]
 
     return arguments
 
@@ -56,10 +59,13 @@ def script_arguments(graft: Path) -> Callable[..., list[str]]:
 def start_script() -> Callable[..., subprocess.Popen]:
     """Start the recipe script in a process of its own, or in several under torchrun."""
 
-    def start(arguments: list[str], processes: int = 1) -> subprocess.Popen:
+    def start(arguments: list[str], processes: int = 1, accelerate: bool = False) -> subprocess.Popen:
         module = ["-m", "qwen_grafts.recipes.graft_sft", *arguments]
         launcher = [sys.executable]
-        if processes > 1:
+        if accelerate:
+            launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+            launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        elif processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
         return subprocess.Popen(
@@ -73,8 +79,8 @@ def start_script() -> Callable[..., subprocess.Popen]:
 def run_script(start_script: Callable[..., subprocess.Popen]) -> Callable[..., str]:
     """Run it to its end; returns what it printed."""
 
-    def run(arguments: list[str], processes: int = 1) -> str:
-        child = start_script(arguments, processes)
+    def run(arguments: list[str], **launch: object) -> str:
+        child = start_script(arguments, **launch)
         output, _ = child.communicate(timeout=300)
         assert child.returncode == 0, output[-3000:]
         return output

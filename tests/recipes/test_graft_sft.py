@@ -1,8 +1,11 @@
 """The recipe script as users start it: train, kill, resume, several processes, LoRA, bad input."""
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -110,6 +113,49 @@ def test_two_processes_equal_one(script_arguments, run_script, tmp_path):
         assert step == same_step
         assert two == pytest.approx(one, abs=1e-4)
     assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+
+
+@pytest.mark.slow
+def test_accelerate_launch_equals_a_plain_start(script_arguments, run_script, tmp_path):
+    run_script(script_arguments(tmp_path / "plain"))
+    run_script(script_arguments(tmp_path / "launched"), accelerate=True)
+    assert difference(weights(tmp_path / "plain"), weights(tmp_path / "launched")) == 0.0
+
+
+@pytest.mark.slow
+def test_plain_trl_sft_trains_an_export(graft, rows, tmp_path):
+    """TRL's own command on an exported folder: this package is not imported, the code is the repository's."""
+    (tmp_path / "data").mkdir()
+    rows.remove_columns(["kind", "description"]).to_parquet(tmp_path / "data" / "train.parquet")
+    options = {
+        "model_name_or_path": graft,
+        "dataset_name": tmp_path / "data",
+        "output_dir": tmp_path / "run",
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "max_length": "null",
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "save_steps": 3,
+        "report_to": "none",
+        "trust_remote_code": True,
+    }
+    config = tmp_path / "sft.yaml"
+    config.write_text(yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in options.items()}))
+    config.write_text(config.read_text().replace("'null'", "null"))
+    child = subprocess.run(
+        [Path(sys.executable).with_name("trl"), "sft", "--config", config],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-3"):
+        assert (folder / "modeling_qwen3_perceiver.py").is_file()
+        assert (folder / "processing_qwen3_perceiver.py").is_file()
+    moved = difference(weights(graft), weights(tmp_path / "run"))
+    assert 0.0 < moved < 0.1
 
 
 def test_lora_saves_loads_and_merges(script_arguments, tmp_path):

@@ -1,0 +1,125 @@
+"""The console script: what it promises for ever, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from qwen_grafts.cli import app, main
+
+COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "demo")
+
+
+def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
+    """The command as the shell sees it: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["qwen-grafts", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    captured = capsys.readouterr()
+    return exit.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+def test_every_command_has_help_with_an_example(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert name in out
+        code, text, _ = command(*name.split(), *(["perceiver-vlm"] if name == "graft" else []), "--help")
+        assert code == 0
+        assert "Example:" in text, name
+
+
+def test_installed_script_answers():
+    script = Path(sys.executable).with_name("qwen-grafts")
+    assert "Usage" in subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_export_verify_info(command, tmp_path):
+    out = tmp_path / "tiny"
+    code, text, _ = command("export", "--preset", "perceiver-vlm-tiny", out)
+    assert code == 0
+    assert f"qwen-grafts verify {out}" in text
+    AutoProcessor.from_pretrained(out)
+    assert AutoModelForImageTextToText.from_pretrained(out).num_parameters() == 799_424
+    code, text, _ = command("verify", out)
+    assert code == 0
+    assert "is fit to publish" in text
+    by_dir, by_name = (json.loads(command("info", target, "--json")[1]) for target in (out, "perceiver-vlm-tiny"))
+    assert by_dir == by_name
+    code, _, err = command("export", "--preset", "perceiver-vlm-tiny", out)
+    assert code == 1
+    assert "already holds" in err
+    assert command("export", "--preset", "perceiver-vlm-tiny", "--overwrite", out)[0] == 0
+
+
+def test_info_of_the_specified_preset(command):
+    info = json.loads(command("info", "perceiver-vlm-8b", "--json")[1])
+    assert info["tokens_per_image"] == 64
+    assert info["parameters"]["parts"]["connector"] == {"total": 82_445_824, "trained": 82_445_824}
+    trained, frozen = info["parameters"]["trained"], info["parameters"]["frozen"]
+    assert trained == 82_445_824
+    assert info["parameters"]["total"] == trained + frozen
+    assert info["memory_bytes"]["weights"] == frozen * 2 + trained * 4
+    assert info["memory_bytes"]["gradients"] == trained * 4
+    assert info["memory_bytes"]["optimizer"] == trained * 8
+
+
+def test_info_for_a_recipe(command):
+    recipe = Path(__file__).parents[1] / "recipes/perceiver_vlm/stage2_instruct.yaml"
+    code, text, _ = command("info", "perceiver-vlm-8b", "--recipe", recipe, "--json")
+    info = json.loads(text[text.index("{") :])
+    layers, rank, hidden, inner, kv = 36, 32, 4096, 12_288, 1024
+    lora = layers * rank * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + inner))
+    assert code == 0
+    assert info["parameters"]["trained"] == 82_445_824 + lora
+    assert info["parameters"]["total"] == 8_686_168_432
+
+
+def test_config_only_export_builds_at_full_size_on_meta(command, tmp_path):
+    import torch
+
+    assert command("export", "--preset", "perceiver-vlm-8b", "--config-only", tmp_path / "big")[0] == 0
+    config = AutoConfig.from_pretrained(tmp_path / "big")
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert sum(parameter.numel() for parameter in model.model.connector.parameters()) == 82_445_824
+    assert not list((tmp_path / "big").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--preset", "perceiver-vlm-9b", "OUT"], "no preset 'perceiver-vlm-9b'"),
+        (["export", "OUT"], "exactly one of"),
+        (["info", "nonsense"], "neither a preset"),
+        (["demo", "--image", __file__], "together"),
+        (["demo", "--dir", "OUT", "--image", __file__, "--question", "What?"], "run `qwen-grafts demo` first"),
+        (["graft", "perceiver-vlm", "--vision", "v", "--language", "l", "--connector", "{", "OUT"], "JSON object"),
+    ],
+)
+def test_errors_are_one_line_with_the_remedy(command, tmp_path, arguments, message):
+    code, _, err = command(*(str(tmp_path / "out") if word == "OUT" else word for word in arguments))
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qwen-grafts", "--debug", "info", "nonsense"])
+    with pytest.raises(ValueError, match="neither a preset"):
+        main()
+
+
+def test_app_names_no_other_commands():
+    named = {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
+    assert named == set(COMMANDS)

@@ -1,0 +1,50 @@
+"""`pipeline(...)` on an export, in a process where the package does not exist."""
+
+import json
+import os
+import subprocess
+import sys
+
+from distinct_export import export_distinct
+
+SCRIPT = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class NoPackage(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "qwen_grafts":
+            raise ImportError("out of reach")
+
+sys.meta_path.insert(0, NoPackage())
+from PIL import Image
+from transformers import pipeline
+
+repository, image = sys.argv[1], Image.open(sys.argv[2]).convert("RGB")
+settings = {"trust_remote_code": True, "max_new_tokens": 5, "do_sample": False}
+seeing = pipeline("image-text-to-text", model=repository, **settings)
+reading = pipeline("text-generation", model=repository, **settings)
+
+def ask(image):
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
+    return seeing(text=[{"role": "user", "content": content}])[0]["generated_text"][-1]
+
+blank = Image.new("RGB", image.size)
+print(json.dumps([ask(image), ask(blank), reading([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]]))
+"""
+
+
+def test_pipelines_answer(tmp_path):
+    export = export_distinct(tmp_path)
+    child = subprocess.run(
+        [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    answers = json.loads(child.stdout.splitlines()[-1])
+    assert [answer["role"] for answer in answers] == ["assistant"] * 3
+    assert all(answer["content"] for answer in answers)
+    assert answers[0] != answers[1]
