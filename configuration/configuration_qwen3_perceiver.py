@@ -63,8 +63,9 @@ class Qwen3PerceiverConnectorConfig(PreTrainedConfig):
         """Width of a latent."""
         return self.num_heads * self.head_dim
 
-    def validate_architecture(self) -> None:
-        """Refuse shapes no connector can have (called by transformers after construction)."""
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse shapes no connector can have."""
+        super().__post_init__(**kwargs)
         for name in ("num_latents", "depth", "num_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`connector_config.{name}` must be at least 1, got {getattr(self, name)}.")
@@ -138,9 +139,10 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
+        self._check_parts()
 
-    def validate_architecture(self) -> None:
-        """Refuse parts that do not fit together (called by transformers after construction)."""
+    def _check_parts(self) -> None:
+        """Refuse parts that do not fit together. Not in transformers' `validate_*`, whose errors are no ValueErrors."""
         if self.vision_config.model_type not in VISION_MODEL_TYPES:
             raise ValueError(_unsupported_tower(self.vision_config.model_type))
         if self.text_config.model_type != "qwen3":

@@ -85,7 +85,7 @@ def _perceiver_vlm_tiny() -> Qwen3PerceiverConfig:
             num_hidden_layers=2,
             num_attention_heads=4,
             image_size=32,
-            patch_size=4,
+            patch_size=8,
             vision_use_head=False,
         ),
         connector_config=Qwen3PerceiverConnectorConfig(

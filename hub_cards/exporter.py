@@ -78,6 +78,8 @@ def export_repository(
         model.save_pretrained(folder, state_dict=kept, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
         _finish(folder, auto_map, code, card, files, {"graft_only": True} if graft_only else {})
+        if graft_only:
+            _check_rebuilt(model, folder)
     return out
 
 
@@ -147,6 +149,21 @@ def _graft_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         )
     prefixes = tuple(f"{model.base_model_prefix}.{module}." for module in model.graft_modules)
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+
+
+def _check_rebuilt(model: PreTrainedModel, folder: Path) -> None:
+    """Assemble what was written and compare it with the model: what the bases do not give back would be lost.
+
+    Raises:
+        ValueError: tensors outside the graft differ from those of the bases.
+    """
+    rebuilt = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), rebuilt[name])]
+    if changed:
+        raise ValueError(
+            f"{len(changed)} tensors outside the graft are not those of its bases: {', '.join(changed[:5])}"
+            f"{', …' if len(changed) > 5 else ''}. They were trained too; export the whole model."
+        )
 
 
 def _free_target(out: str | os.PathLike, overwrite: bool) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, PeftConfig
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from ..configuration import Qwen3PerceiverConnectorConfig
 from ..configuration.presets import RECOMMENDED_CONNECTOR
@@ -65,11 +65,13 @@ def graft_perceiver_vlm(
     )
     # A base model's generation stops at <|endoftext|> only; ours answers in turns.
     model.generation_config.update(**generation_config(tokenizer).to_diff_dict())
-    processor = Qwen3PerceiverProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(vision, revision=vision_revision or "main"),
-        tokenizer=tokenizer,
+    processor = Qwen3PerceiverProcessor.from_vision_language_pretrained(
+        vision,
+        language,
         num_image_tokens=model.config.num_image_tokens,
         chat_template=load_chat_template(),
+        vision_revision=vision_revision,
+        language_revision=language_revision,
     )
     return export_repository(model, processor, out, overwrite=overwrite)
 

@@ -7,10 +7,11 @@ commits that the configuration records, assembles them, and puts the stored part
 from typing import Any
 
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-UNSUPPORTED = ("device_map", "quantization_config", "tp_plan")
+UNSUPPORTED = ("device_map", "quantization_config", "tp_plan", "max_memory", "offload_folder", "state_dict")
 
 
 class GraftOnlyLoadingMixin:
@@ -55,6 +56,9 @@ class GraftOnlyLoadingMixin:
                 getattr(model.base_model, module).load_state_dict(part)
             except RuntimeError as error:
                 raise ValueError(f"The graft at {pretrained_model_name_or_path!r} is not whole: {error}") from error
+        model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if kwargs.get("attn_implementation"):
+            model.set_attn_implementation(kwargs["attn_implementation"])
         model = model if isinstance(model, cls) else model.base_model
         info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return (model, info) if kwargs.get("output_loading_info") else model

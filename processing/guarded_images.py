@@ -26,7 +26,7 @@ _REMEDIES = {
     OUTSIDE_ROOT: "name it relative to the image root, without `..`, and put a copy where a link leaves the root",
     CORRUPT: "download or save it again",
     NOT_AN_IMAGE: "convert it to 8- or 16-bit JPEG, PNG, GIF, WebP, BMP, TIFF, JPEG 2000 or PPM",
-    TOO_LARGE: "scale it down; `max_pixels` can be raised as far as PIL's own `Image.MAX_IMAGE_PIXELS`",
+    TOO_LARGE: "scale it down before training",
 }
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
 # What PIL's decoders raise on damaged files; `UnidentifiedImageError` is an `OSError`.

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
+from .portable_images import portable_image_processor
+
 
 class Qwen3PerceiverProcessor(ProcessorMixin):
     """Text with one `<|image_pad|>` an image, and images, to model inputs.
@@ -55,7 +57,9 @@ class Qwen3PerceiverProcessor(ProcessorMixin):
     ) -> "Qwen3PerceiverProcessor":
         """Assemble from the two base checkpoints, as `Qwen3PerceiverVLM.from_vision_language_pretrained` does."""
         return cls(
-            image_processor=AutoImageProcessor.from_pretrained(vision, revision=vision_revision or "main"),
+            image_processor=portable_image_processor(
+                AutoImageProcessor.from_pretrained(vision, revision=vision_revision or "main")
+            ),
             tokenizer=AutoTokenizer.from_pretrained(language, revision=language_revision or "main"),
             num_image_tokens=num_image_tokens,
             chat_template=chat_template,

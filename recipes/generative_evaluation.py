@@ -83,7 +83,7 @@ def evaluate(
         dataset: rows of `images`, `prompt`, `completion` and, where there are several, `kind`.
 
     Returns:
-        kind -> `KindResult` as a dict; the kind "all" counts every row.
+        kind -> `KindResult` as a dict; rows without a kind count under "all".
 
     Raises:
         ValueError: an empty data set, or one row only, which cannot be shuffled.

@@ -24,7 +24,7 @@ from .generative_evaluation import evaluate
 from .graft_trainer import GraftSFTTrainer
 from .preflight import preflight
 from .resume import last_complete_checkpoint
-from .run_metadata import repeat_command, training_metadata, write_metadata
+from .run_metadata import repeat_command, training_metadata, write_metadata, write_refused
 from .training_data import DataArguments, load_training_data
 
 
@@ -36,8 +36,9 @@ class GraftArguments(DataArguments):
         default_factory=lambda: [r"\bconnector\b"],
         metadata={"help": "regular expressions on parameter names to train; ignored with LoRA, which decides itself"},
     )
-    learning_rates: dict[str, float] | str = field(
-        default_factory=dict, metadata={"help": "regular expression on parameter names -> learning rate of its own"}
+    learning_rates: list[str] = field(
+        default_factory=list,
+        metadata={"help": r"EXPRESSION=RATE for parameters with a learning rate of their own: '\bconnector\b=2e-5'"},
     )
     generative_eval_rows: int = field(
         default=0, metadata={"help": "held-out rows answered before and after training, with image controls"}
@@ -55,6 +56,9 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     set_seed(training_args.seed)
     data = load_training_data(graft_args, training_args.seed, training_args.dataset_num_proc)
     console.print(f"Data: {data.summary}", highlight=False, markup=False)
+    if data.refused and training_args.process_index == 0:
+        report = write_refused(data.refused, Path(training_args.output_dir))
+        console.print(f"{len(data.refused)} rows were refused; {report} lists each with its index and the reason.")
     processor = AutoProcessor.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True
     )
@@ -76,7 +80,7 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
         eval_dataset=data.eval if training_args.eval_strategy != "no" else None,
         processing_class=processor,
         peft_config=get_peft_config(model_args),
-        learning_rates=graft_args.learning_rates,
+        learning_rates=parse_learning_rates(graft_args.learning_rates),
     )
     first_rows = [data.train[index] for index in range(min(training_args.per_device_train_batch_size, len(data.train)))]
     report = preflight(trainer.model, processor, trainer.data_collator(first_rows))
@@ -131,6 +135,23 @@ def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
         parameter.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def parse_learning_rates(pairs: list[str]) -> dict[str, float]:
+    """`["EXPRESSION=RATE", …]` as a dictionary.
+
+    Raises:
+        ValueError: a pair that is not one.
+    """
+    rates = {}
+    for pair in pairs:
+        expression, _, rate = pair.rpartition("=")
+        try:
+            rates[expression] = float(rate)
+            re.compile(expression or "(")
+        except (ValueError, re.error) as error:
+            raise ValueError(f"`learning_rates` takes EXPRESSION=RATE, got {pair!r}: {error}.") from None
+    return rates
 
 
 def parse(arguments: list[str] | None = None) -> tuple[GraftArguments, SFTConfig, ModelConfig]:

@@ -103,19 +103,29 @@ class GraftSFTTrainer(SFTTrainer):
         matches = (rate for pattern, rate in self.learning_rates.items() if re.search(pattern, name))
         return next(matches, self.args.learning_rate)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save weights, code and processor, and the card with them."""
+        super()._save(output_dir, state_dict)
+        self._write_card(Path(output_dir or self.args.output_dir))
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Put the starting repository's card beside the weights; without one, TRL's."""
+        if not self._write_card(Path(self.args.output_dir), dataset_name, tags):
+            super().create_model_card(model_name, dataset_name, tags)
+
+    def _write_card(self, target: Path, dataset_name: str | None = None, tags: str | list[str] | None = None) -> bool:
+        """Write the starting repository's card into `target`; False where that has none."""
         source = Path(self.model.config._name_or_path) / "README.md"
         if not source.is_file():
-            super().create_model_card(model_name, dataset_name, tags)
-        elif self.is_world_process_zero():
+            return False
+        if self.is_world_process_zero():
             card = ModelCard.load(source)
             new_tags = {*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])}
             card.data.tags = sorted({*(card.data.tags or []), *new_tags})
             if dataset_name and dataset_name not in (card.data.datasets or []):
                 card.data.datasets = [*(card.data.datasets or []), dataset_name]
-            target = Path(self.args.output_dir)
             target.mkdir(parents=True, exist_ok=True)
             card.save(target / "README.md")
+        return True

@@ -47,18 +47,19 @@ def describe(
     model_args = model_args or ModelConfig(dtype="bfloat16")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
-        total = sum(parameter.numel() for parameter in model.parameters())
         if model_args.use_peft:
             model = get_peft_model(model, get_peft_config(model_args))
         else:
             freeze(model, graft_args.trainable)
     parts = count_parameters(model)
     trained = sum(counts["trained"] for counts in parts.values())
-    frozen = sum(counts["total"] for counts in parts.values()) - trained
+    total = sum(counts["total"] for counts in parts.values())
+    frozen = total - trained
+    idle = sum(p.numel() for name, p in model.named_parameters() if ".original_module." in name)
     frozen_bytes = 0.5 if model_args.load_in_4bit else 1 if model_args.load_in_8bit else BYTES[model_args.dtype]
     optimizer = training_args.optim if training_args is not None else "adamw_torch"
     state = OPTIMIZER_STATE.get(getattr(optimizer, "value", optimizer), ADAM_STATE)
-    weights = int(frozen * frozen_bytes) + trained * 4
+    weights = int((frozen + idle) * frozen_bytes) + trained * 4
     return {
         "model_type": config.model_type,
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},

@@ -118,9 +118,14 @@ def preflight(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Part of the model -> {"total", "trained"}; tied weights count once, where they first appear."""
+    """Part of the model -> {"total", "trained"}.
+
+    Tied weights count once, where they first appear; the idle copies that PEFT keeps of `modules_to_save` do not.
+    """
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trained": 0})
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
         part = counts[_part(name)]
         part["total"] += parameter.numel()
         part["trained"] += parameter.numel() if parameter.requires_grad else 0

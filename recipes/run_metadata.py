@@ -6,6 +6,7 @@ Holds no local path, user name or token: data sets and base models by repository
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ def write_metadata(metadata: dict[str, Any], directory: Path) -> Path:
     partial = path.with_suffix(".json.partial")
     partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
+    return path
+
+
+def write_refused(refused: list[Any], directory: Path) -> Path:
+    """Write `refused_rows.jsonl`: index in the data file, reason and detail of every row left out."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "refused_rows.jsonl"
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in refused]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

@@ -1,12 +1,13 @@
 """Where a run's rows come from: one of three sources, always in TRL's conversational vision format."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from .llava_data import load_llava
+from .llava_data import RefusedRow, load_llava
 from .visual_tasks import visual_task
 
 
@@ -34,11 +35,13 @@ class TrainingData:
 
     Attributes:
         summary: what goes into the metadata: name, fingerprint, train_rows, eval_rows, refused rows by reason.
+        refused: the rows left out, each with its index in the file and the reason.
     """
 
     train: Dataset
     eval: Dataset | None
     summary: dict[str, Any]
+    refused: list[RefusedRow]
 
 
 def load_training_data(args: DataArguments, seed: int, num_proc: int | None = None) -> TrainingData:
@@ -53,7 +56,7 @@ def load_training_data(args: DataArguments, seed: int, num_proc: int | None = No
             f"Give exactly one of `task`, `data_file` and `dataset_name`, got {len(sources)}"
             f"{': ' + ', '.join(sources) if sources else ''}."
         )
-    refused: dict[str, int] = {}
+    refused: list[RefusedRow] = []
     if args.task:
         train = visual_task(args.task, "train", shapes=args.task_shapes, seed=seed)
         held_out = visual_task(args.task, "test", shapes=args.task_test_shapes, seed=seed)
@@ -71,22 +74,20 @@ def load_training_data(args: DataArguments, seed: int, num_proc: int | None = No
             on_bad_row=args.on_bad_row,
             num_proc=num_proc,
         )
-        train, held_out, name = data.train, data.eval, Path(args.data_file).name
-        for row in data.refused:
-            refused[row.reason] = refused.get(row.reason, 0) + 1
+        train, held_out, refused, name = data.train, data.eval, data.refused, Path(args.data_file).name
     else:
         train, held_out = _from_hub_or_disk(args, seed)
         name = args.dataset_name if not Path(args.dataset_name).exists() else Path(args.dataset_name).name
     if len(train) == 0:
-        raise ValueError(f"No rows to train on in {name}; {sum(refused.values())} were refused.")
+        raise ValueError(f"No rows to train on in {name}; {len(refused)} were refused.")
     summary = {
         "name": name,
         "fingerprint": train._fingerprint,
         "train_rows": len(train),
         "eval_rows": len(held_out) if held_out is not None else 0,
-        "refused_rows": refused,
+        "refused_rows": dict(Counter(row.reason for row in refused)),
     }
-    return TrainingData(train, held_out, summary)
+    return TrainingData(train, held_out, summary, refused)
 
 
 def _from_hub_or_disk(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:

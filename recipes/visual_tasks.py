@@ -89,7 +89,7 @@ def shape_scenes(count: int, seed: int) -> Iterator[Scene]:
         )
 
 
-def digit_scenes(split: str, seed: int = 0, held_out: int = 360, shifts: int = 4) -> Iterator[Scene]:
+def digit_scenes(split: str, seed: int = 0, held_out: int = 360, shifts: int = 8) -> Iterator[Scene]:
     """Real handwritten digits, enlarged to (32, 32).
 
     Args:

@@ -48,7 +48,7 @@ def test_export_verify_info(command, tmp_path):
     assert code == 0
     assert f"qwen-grafts verify {out}" in text
     AutoProcessor.from_pretrained(out)
-    assert AutoModelForImageTextToText.from_pretrained(out).num_parameters() == 799_424
+    assert AutoModelForImageTextToText.from_pretrained(out).num_parameters() == 811_712
     code, text, _ = command("verify", out)
     assert code == 0
     assert "is fit to publish" in text
@@ -80,7 +80,7 @@ def test_info_for_a_recipe(command):
     lora = layers * rank * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + inner))
     assert code == 0
     assert info["parameters"]["trained"] == 82_445_824 + lora
-    assert info["parameters"]["total"] == 8_686_168_432
+    assert info["parameters"]["total"] == 8_686_168_432 + lora
 
 
 def test_config_only_export_builds_at_full_size_on_meta(command, tmp_path):

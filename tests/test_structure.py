@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "recipes": {"recipes", "configuration", "processing", "modeling"},
     "hub_cards": {"hub_cards", "recipes", "configuration", "processing", "modeling"},
 }
-EXPORTED_IMPORTS = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
+EXPORTED_IMPORTS = {"torch", "transformers", "huggingface_hub", "safetensors"} | sys.stdlib_module_names
 
 
 def package_files() -> Iterator[tuple[str, Path]]:

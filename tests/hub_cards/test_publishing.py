@@ -64,7 +64,7 @@ def test_push_then_load_by_name_in_another_process(hub: LoopbackHub, copy: Path,
     assert commit.oid == hub.commits(REPO)[0]["id"]
     assert published(hub) == {path.name for path in copy.iterdir()}
     assert 'repo_id = "tester/graft"' in hub.read(REPO, "README.md").decode()
-    assert run(LOAD, hub, tmp_path) == "799424"
+    assert run(LOAD, hub, tmp_path) == "811712"
 
 
 @pytest.mark.slow

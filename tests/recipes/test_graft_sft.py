@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from qwen_grafts.hub_cards import export_folder, finish_run, verify
-from qwen_grafts.recipes.graft_sft import main, parse
+from qwen_grafts.recipes.graft_sft import main, parse, parse_learning_rates
 from qwen_grafts.recipes.resume import last_complete_checkpoint
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
@@ -186,6 +186,15 @@ def test_bad_input_is_told_before_the_first_step(script_arguments, tmp_path):
         with pytest.raises(ValueError, match=message):
             main(*parse(script_arguments(tmp_path / "run", **overrides)))
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_learning_rates_are_expression_and_rate(script_arguments, tmp_path):
+    words = ["--learning_rates", r"\bconnector\b=2e-5", "a=b=1"]
+    graft_args, _, _ = parse([*script_arguments(tmp_path), *words])
+    assert parse_learning_rates(graft_args.learning_rates) == {r"\bconnector\b": 2e-5, "a=b": 1.0}
+    for wrong in ("connector", "connector=fast", "=1e-3", "(=1e-3"):
+        with pytest.raises(ValueError, match="EXPRESSION=RATE"):
+            parse_learning_rates([wrong])
 
 
 def test_unknown_setting_is_an_error(script_arguments, tmp_path):

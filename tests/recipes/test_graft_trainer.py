@@ -111,7 +111,8 @@ def test_learning_rates_by_part(graft, rows, tmp_path):
 def test_card_of_the_starting_repository_goes_along(graft, rows, tmp_path):
     trainer = build(graft, rows, tmp_path / "run", save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "license: apache-2.0" in card
-    assert "trust_remote_code=True" in card
-    assert "- sft" in card
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        card = (folder / "README.md").read_text()
+        assert "license: apache-2.0" in card
+        assert "trust_remote_code=True" in card
+        assert "- sft" in card

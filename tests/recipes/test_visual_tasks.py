@@ -25,7 +25,7 @@ def test_answers_are_balanced():
 
 
 def test_digits_are_all_there():
-    assert len(visual_task("digits", "train")) == 4 * (1797 - 360)
+    assert len(visual_task("digits", "train")) == 8 * (1797 - 360)
     assert len(visual_task("digits", "test")) == 360
 
 
