@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "perceiver_against_llava.json"
-IMAGE_SIZE, PATCH_SIZE = 192, 16
+IMAGE_SIZE, PATCH_SIZE = 384, 14  # SigLIP2 so400m: 27 x 27 = 729 patches
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
-BATCH_SIZE, STEPS, NEW_TOKENS = 4, 4, 24
+BATCH_SIZE, STEPS, NEW_TOKENS = 4, 3, 24
 WARM_UP = 1
 
 
@@ -38,7 +38,7 @@ def configs() -> tuple[Any, Any]:
     vision = SiglipVisionConfig(
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -48,7 +48,7 @@ def configs() -> tuple[Any, Any]:
         vocab_size=151_936,
         hidden_size=256,
         intermediate_size=768,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

@@ -82,7 +82,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.print(_results_table(metadata["metrics"]))
 
     console.rule("3  Publish: card and clean-room check")
-    console.print(str(finish_run(published, repo_id=repo_id)), soft_wrap=True)
+    console.print(str(finish_run(published, repo_id=repo_id or f"your-name/{PRESET}")), soft_wrap=True)
     if repo_id is not None:
         console.print(f"Pushed to {push_repository(published, repo_id).commit_url}")
 

@@ -135,6 +135,44 @@ merged.push_to_hub("tester/merged")
 merged = AutoModelForCausalLM.from_pretrained("tester/merged", trust_remote_code=True).eval()
 torch.testing.assert_close(merged(input_ids=ids, pixel_values=pixels).logits, wanted, atol=1e-5, rtol=0)
 """
+# transformers' own `push_to_hub`, from the package's classes and again from remote ones.
+PUSH_PLAIN = """
+from qwen_grafts.hub_cards import export_preset
+from transformers import AutoModelForCausalLM, AutoProcessor
+export_preset("perceiver-vlm-tiny", "tiny")
+AutoModelForCausalLM.from_pretrained("tiny").push_to_hub("tester/plain")
+AutoProcessor.from_pretrained("tiny").push_to_hub("tester/plain")
+"""
+PUSH_AGAIN = """
+import sys
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
+assert "qwen_grafts" not in sys.modules
+ids = torch.arange(40)[None]
+first, source = None, "tester/plain"
+for round in range(3):
+    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    AutoModel.from_pretrained(source, trust_remote_code=True)
+    logits = model(input_ids=ids).logits
+    first = logits if first is None else first
+    assert torch.equal(logits, first)
+    assert type(model).__module__.startswith("transformers_modules.tester."), type(model).__module__
+    source = f"tester/round{round}"
+    model.push_to_hub(source)
+    processor.push_to_hub(source)
+"""
+TRAIN_AND_PUSH = """
+from qwen_grafts.recipes.graft_sft import main, parse
+from pathlib import Path
+import qwen_grafts.recipes.perceiver_vlm as recipes
+words = {
+    "config": Path(recipes.__file__).with_name("tiny.yaml"), "model_name_or_path": "tiny", "output_dir": "run",
+    "task": "shapes", "task_shapes": 4, "max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no",
+    "generative_eval_rows": 0, "push_to_hub": True, "hub_model_id": "tester/trained",
+}
+main(*parse([word for name, value in words.items() for word in (f"--{name}", str(value))]))
+"""
 
 
 @pytest.fixture
@@ -181,3 +219,18 @@ def test_adapter_names_its_base_and_loads_by_name(hub: LoopbackHub, tmp_path: Pa
     assert "base_model:\n- tester/base" in card
     assert "base_model_relation: adapter" in card
     run(LOAD_ADAPTER, hub, tmp_path, home="stranger")
+
+
+@pytest.mark.slow
+def test_push_to_hub_carries_code_whoever_calls_it(hub: LoopbackHub, tmp_path: Path) -> None:
+    run(PUSH_PLAIN, hub, tmp_path)
+    run(PUSH_AGAIN, hub, tmp_path, home="stranger")
+    run(TRAIN_AND_PUSH, hub, tmp_path)
+    for repository in ("plain", "round0", "round1", "round2", "trained"):
+        files = hub.files(f"tester/{repository}")
+        assert {"modeling_qwen3_perceiver.py", "processing_qwen3_perceiver.py", "soft_tokens.py"} <= set(files)
+        for name in ("config.json", "processor_config.json"):  # "owner/name--module" would lean on another repository
+            assert "--" not in hub.read(f"tester/{repository}", name).decode(), f"{repository}/{name}"
+    card = hub.read("tester/trained", "README.md").decode()
+    assert "license: apache-2.0" in card
+    assert "trust_remote_code=True" in card
