@@ -63,7 +63,7 @@ def describe(
     return {
         "model_type": config.model_type,
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
-        "tokens_per_image": config.num_image_tokens,
+        "tokens_per_image": getattr(config, "num_image_tokens", None),
         "memory_bytes": asdict(
             MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
         ),
