@@ -141,21 +141,30 @@ def _with_placeholders(messages: list[dict[str, Any]], images: list[Image.Image]
 
 
 def _control_images(rows: list[dict[str, Any]], control: str) -> Iterator[list[Image.Image]]:
-    """The images each row is asked about: its own, grey ones of the same size, or those of a row far away."""
+    """The images each row is asked about: its own, grey ones of the same size, or another row's."""
+    partners = _partners(rows)
     for index, row in enumerate(rows):
         if control == "blank_image":
             yield [Image.new("RGB", image.size, (128, 128, 128)) for image in row["images"]]
         elif control == "shuffled_image":
-            yield _images_of_another(rows, index)
+            other = rows[partners[index]]["images"]
+            yield [other[i % len(other)] for i in range(len(row["images"]))] if other else []
         else:
             yield row["images"]
 
 
-def _images_of_another(rows: list[dict[str, Any]], index: int) -> list[Image.Image]:
-    """As many images as the row has, taken from the next row with images, from half the data set away."""
-    wanted = len(rows[index]["images"])
-    for step in range(len(rows) - 1):
-        other = rows[(index + max(1, len(rows) // 2) + step) % len(rows)]
-        if other is not rows[index] and other["images"]:
-            return [other["images"][i % len(other["images"])] for i in range(wanted)]
-    return []
+def _partners(rows: list[dict[str, Any]]) -> list[int]:
+    """For every row another one whose images it borrows: of the same kind, from half its rows away.
+
+    An image of another kind would be too easy a control: no digit is to be seen on a drawing.
+    """
+    by_kind: dict[str | None, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_kind[row.get("kind")].append(index)
+    partners = [(index + 1) % len(rows) for index in range(len(rows))]
+    for members in by_kind.values():
+        if len(members) > 1:
+            half = len(members) // 2
+            for place, index in enumerate(members):
+                partners[index] = members[(place + half) % len(members)]
+    return partners

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from qwen_grafts.recipes.generative_evaluation import answer, evaluate, normalise
+from qwen_grafts.recipes.generative_evaluation import _control_images, answer, evaluate, normalise
 
 
 @pytest.fixture
@@ -45,6 +45,17 @@ def test_controls_tell_looking_from_guessing(parts, rows):
         assert kind["blank_image"] < 1.0
         assert kind["shuffled_image"] < 1.0
         assert kind["rows"] == 16
+
+
+def test_shuffled_images_are_of_the_same_kind():
+    """Each row borrows from another row of its kind, where there is one."""
+    kinds = ["shape"] * 4 + ["digit"] * 3 + ["alone"]
+    images = [Image.new("L", (1, 1), index) for index in range(len(kinds))]
+    rows = [{"kind": kind, "images": [image]} for kind, image in zip(kinds, images, strict=True)]
+    borrowed = [images.index(one) for (one,) in _control_images(rows, "shuffled_image")]
+    assert all(other != own for own, other in enumerate(borrowed))
+    assert [kinds[other] for other in borrowed[:-1]] == kinds[:-1]
+    assert sorted(borrowed[:7]) == list(range(7))
 
 
 def test_two_rows_at_least(parts, rows):
