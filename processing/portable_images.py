@@ -14,6 +14,8 @@ from transformers.image_utils import PILImageResampling
 def portable_image_processor(image_processor: Any) -> Any:
     """The same preprocessing in a form that survives `save_pretrained`; anything but timm's wrapper is returned as is.
 
+    Where the centre crop leaves an odd margin, the crop may lie one pixel to the other side of timm's.
+
     Raises:
         ValueError: a timm crop mode that no stock image processor has.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,8 @@ def remote(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     """The graft's classes, loaded as remote code from the export."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # another cache's packages do not hold this one's modules
     return {auto: get_class_from_dynamic_module(reference, str(tiny)) for auto, reference in GRAFT.auto_map.items()}
 
 
@@ -136,7 +139,7 @@ def test_code_that_does_not_fit_together_is_refused(copy: Path, tmp_path: Path, 
 
 def test_a_folder_in_use_is_not_overwritten_unasked(copy: Path, tmp_path: Path) -> None:
     model, processor = parts(copy)
-    with pytest.raises(ValueError, match=r"already holds 15 files.*`overwrite`"):
+    with pytest.raises(ValueError, match=r"already holds \d+ files.*`overwrite`"):
         export_repository(model, processor, copy)
     (copy / "stale.txt").write_text("left over")
     assert export_repository(model, processor, copy, overwrite=True) == copy
