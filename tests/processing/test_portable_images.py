@@ -34,8 +34,9 @@ def test_same_pixels_as_timm(name, tmp_path):
         for processor in (ours, loaded):
             found = processor(image, return_tensors="pt")["pixel_values"]
             assert found.shape == wanted.shape
-            # PIL and torchvision round a resize differently: a grey level or two.
-            assert (found - wanted).abs().mean() < 0.02
+            # An odd margin of the centre crop lies one pixel to the other side in one of the two.
+            shifted = (found[..., :-1] - wanted[..., 1:], found[..., 1:] - wanted[..., :-1])
+            assert min(difference.abs().mean() for difference in (found - wanted, *shifted)) < 1e-3
 
 
 def test_other_processors_pass_through():
