@@ -24,6 +24,7 @@ WORKING_FILES = (
     ".git/*",
     "checkpoint-*/*",
     "optimizer.*",
+    "refused_rows.jsonl",
     "rng_state*",
     "runs/*",
     "scaler.pt",

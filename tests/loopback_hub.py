@@ -2,9 +2,8 @@
 
 It answers the calls that `huggingface_hub` and `transformers` really make, so nothing has to be replaced on
 the client's side: create a repository, upload (regular files and Git LFS, not Xet), commit, list, download,
-branch, tag, open a pull request, delete. All of it is kept on disk below one folder: contents under their
-hash, and for each repository one JSON file with its commits, each a whole snapshot. That file is replaced in
-one step, so a commit is seen whole or not at all. Requests can be made to fail or to be cut off.
+branch, tag, open a pull request, delete. All of it is kept on disk below one folder (`loopback_store.py`); requests can
+be made to fail or to be cut off (`loopback_http.py`).
 
     with LoopbackHub(tmp_path / "hub", token="hf_test") as hub:
         api = HfApi(endpoint=hub.endpoint, token=hub.token)  # in this process
@@ -19,22 +18,13 @@ import hashlib
 import hmac
 import json
 import re
-import socket
-import tempfile
 import threading
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import yaml
-
-Json: TypeAlias = dict[str, Any]
+from loopback_http import Fault, HubServer, Reply, Request
+from loopback_store import HubError, HubStore, Json, git_hash, history, now, repo_type_name
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".arrow", ".parquet")
 LFS_THRESHOLD = 64 * 1024
@@ -67,61 +57,7 @@ ROUTES = [
 NEED_NO_TOKEN = ("_paths_info", "_validate_yaml", "_lfs_put")  # reads by POST, and a PUT on a signed address
 
 
-class HubError(Exception):
-    """An error answer; the client turns `code` into an exception class."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.headers["X-Error-Message"] = message.encode("ascii", "replace").decode().replace("\n", " ")
-        if code is not None:
-            self.headers["X-Error-Code"] = code
-
-
-@dataclass
-class Request:
-    """One request, and what its path names: the groups of its route, the repository, the commit."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: Message
-    body: bytes
-    args: dict[str, str] = field(default_factory=dict)
-    repo: Json = field(default_factory=dict)
-    commit: Json = field(default_factory=dict)
-
-
-@dataclass
-class Reply:
-    """One answer: something that JSON can hold, or a file on disk of which a range may be asked."""
-
-    payload: Any = None
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    file: Path | None = None
-
-
-@dataclass
-class Fault:
-    """Strikes the matching requests `first` to `first + times - 1`; without a status it cuts them off."""
-
-    first: int
-    times: int
-    status: int | None
-    method: str | None
-    path_contains: str
-    seen: int = 0
-
-    def strikes(self, method: str, path: str) -> bool:
-        if self.method not in (None, method) or self.path_contains not in path:
-            return False
-        self.seen += 1
-        return self.first <= self.seen < self.first + self.times
-
-
-class LoopbackHub:
+class LoopbackHub(HubStore):
     """The hub: a context manager that serves in a daemon thread, on a free port of 127.0.0.1.
 
     The one token may write to every namespace. A repository starts, as on the real Hub, with a commit that
@@ -132,15 +68,14 @@ class LoopbackHub:
     """
 
     def __init__(self, root: Path, *, token: str, username: str = "tester", lfs: bool = True) -> None:
-        self.root, self.token, self.username, self.lfs = Path(root), token, username, lfs
+        super().__init__(root)
+        self.token, self.username, self.lfs = token, username, lfs
         self.endpoint = ""
         self.requests: list[tuple[str, str]] = []
         self.unknown_requests: list[tuple[str, str]] = []
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
-        self._server: _Server | None = None
-        for folder in ("blobs", "incoming"):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._server: HubServer | None = None
 
     def __enter__(self) -> LoopbackHub:
         self.start()
@@ -151,7 +86,7 @@ class LoopbackHub:
 
     def start(self) -> None:
         """Serves until `stop` is called; `endpoint` is known from here on."""
-        self._server = _Server(self)
+        self._server = HubServer(self)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -198,84 +133,6 @@ class LoopbackHub:
             self.requests.append((method, path))
             struck = [fault for fault in self._faults if fault.strikes(method, path)]
         return struck[0] if struck else None
-
-    # ---------------------------------------------------------------------------------- for assertions
-
-    def exists(self, repo_id: str, repo_type: str = "model") -> bool:
-        """Whether the repository is there, private or not."""
-        return self._repo_file(repo_type, repo_id).is_file()
-
-    def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes | int]:
-        """The paths at a revision: the content of a regular file, the size of an LFS file."""
-        entries = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
-        regular = (path for path, entry in entries.items() if not entry["lfs"])
-        sizes = {path: entry["size"] for path, entry in entries.items()}
-        return sizes | {path: self._blob(entries[path]["oid"]).read_bytes() for path in regular}
-
-    def read(self, repo_id: str, path: str, revision: str = "main", repo_type: str = "model") -> bytes:
-        """The content of one file, regular or LFS."""
-        entries = self._snapshot(self._load(repo_type, repo_id), revision)["files"]
-        return self._blob(entries[path]["oid"]).read_bytes()
-
-    def commits(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> list[Json]:
-        """The commits behind a revision, newest first: {id, parent, title, message, date, files}."""
-        repo = self._load(repo_type, repo_id)
-        return list(_history(repo, self._snapshot(repo, revision)))
-
-    # ---------------------------------------------------------------------------------- storage
-
-    def _blob(self, oid: str) -> Path:
-        return self.root / "blobs" / oid
-
-    def _repo_file(self, kind: str | None, repo_id: str) -> Path:
-        if not re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", repo_id):
-            raise HubError(404, f"Repository not found: {repo_id}", "RepoNotFound")
-        return self.root / "repos" / _repo_type(kind) / f"{repo_id}.json"
-
-    def _load(self, kind: str | None, repo_id: str) -> Json:
-        try:
-            return json.loads(self._repo_file(kind, repo_id).read_bytes())
-        except FileNotFoundError:
-            raise HubError(404, f"Repository not found: {repo_id}", "RepoNotFound") from None
-
-    def _save(self, repo: Json) -> None:
-        self._replace(self._repo_file(repo["type"], repo["id"]), json.dumps(repo, indent=1).encode())
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        """Writes a file in one step: a reader sees the old content or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.root / "incoming", delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)
-
-    def _put_regular(self, content: bytes) -> Json:
-        oid = _git_hash("blob", content)
-        self._replace(self._blob(oid), content)
-        return {"oid": oid, "size": len(content), "lfs": False}
-
-    def _has_lfs(self, oid: str, size: int | None) -> bool:
-        if not re.fullmatch(r"[0-9a-f]{64}", oid) or not self._blob(oid).is_file():
-            return False
-        return size is None or self._blob(oid).stat().st_size == size
-
-    def _add_commit(self, repo: Json, ref: str, files: Json, title: str, text: str = "") -> str:
-        parent = repo["refs"].get(ref)
-        commit = {"parent": parent, "title": title, "message": text, "date": _now(), "files": files}
-        oid = _git_hash("commit", json.dumps([len(repo["commits"]), repo["id"], commit]).encode())
-        repo["commits"].append({"id": oid, **commit})
-        repo["refs"][ref] = oid
-        self._save(repo)
-        return oid
-
-    def _snapshot(self, repo: Json, revision: str) -> Json:
-        """The commit that a branch, a tag, a full ref or a commit hash stands for."""
-        refs = repo["refs"]
-        names = (f"refs/heads/{revision}", f"refs/tags/{revision}", revision)
-        oid = next((refs[name] for name in names if name in refs), revision)
-        for commit in repo["commits"]:
-            if commit["id"] == oid:
-                return commit
-        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     # ---------------------------------------------------------------------------------- answering
 
@@ -326,7 +183,7 @@ class LoopbackHub:
         asked = json.loads(req.body)
         repo_id, kind = f"{asked.get('organization') or self.username}/{asked['name']}", asked.get("type")
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        repo: Json = {"id": repo_id, "type": _repo_type(kind), "private": private, "created": _now()}
+        repo: Json = {"id": repo_id, "type": repo_type_name(kind), "private": private, "created": now()}
         named = {"url": self._url(repo), "name": repo_id}
         if self.exists(repo_id, repo["type"]):
             return Reply({"error": f"You already created this {repo['type']} repo", **named}, status=409)
@@ -396,7 +253,7 @@ class LoopbackHub:
     def _commits(self, req: Request) -> list[Json]:
         authors = {"authors": [{"user": self.username}]}
         keys = ("id", "title", "message", "date")
-        return [{key: commit[key] for key in keys} | authors for commit in _history(req.repo, req.commit)]
+        return [{key: commit[key] for key in keys} | authors for commit in history(req.repo, req.commit)]
 
     # ---------------------------------------------------------------------------------- writing
 
@@ -514,7 +371,7 @@ class LoopbackHub:
         number = len(repo["discussions"]) + 1
         about = {"author": {"name": self.username}, "repo": {"name": repo["id"], "type": repo["type"]}}
         state = {"num": number, "title": title, "status": "open", "isPullRequest": pull_request}
-        repo["discussions"].append({**state, **about, "createdAt": _now(), "description": text})
+        repo["discussions"].append({**state, **about, "createdAt": now(), "description": text})
         return number, f"refs/pr/{number}"
 
     def _discussions(self, req: Request) -> Json:
@@ -541,97 +398,6 @@ class LoopbackHub:
         return {**found, "events": [{**event, "data": comment}], **details}
 
 
-class _Server(ThreadingHTTPServer):
-    """A threaded server that knows its open connections and says nothing of those that a client breaks."""
-
-    daemon_threads = True
-
-    def __init__(self, hub: LoopbackHub) -> None:
-        self.hub = hub
-        self._connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def close_connections(self) -> None:
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # errors of an answer become a 500; only broken connections come here
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Reads requests and writes answers; what they mean is the hub's."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def _serve(self) -> None:
-        hub, url = self.server.hub, urlsplit(self.path)
-        fault = hub.receive(self.command, unquote(url.path))
-        length = int(self.headers.get("Content-Length") or 0)
-        if fault is not None and fault.status is None:
-            self.rfile.read(length // 2 if self.command == "PUT" else length)
-            self.close_connection = True
-            return
-        body = self.rfile.read(length)
-        if len(body) < length:  # the client went away
-            self.close_connection = True
-            return
-        try:
-            if fault is not None and fault.status is not None:
-                raise HubError(fault.status, "Failed because the test asked for it")
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            reply = hub.answer(Request(self.command, url.path, query, self.headers, body))
-        except HubError as error:
-            reply = Reply({"error": str(error)}, error.status, error.headers)
-        except Exception:
-            reply = Reply({"error": traceback.format_exc()}, 500)
-        self._send(reply)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("do_"):  # the base class looks up one method for each HTTP method
-            return self._serve
-        raise AttributeError(name)
-
-    def _send(self, reply: Reply) -> None:
-        status, headers, start, content = reply.status, dict(reply.headers), 0, b""
-        if reply.file is None:
-            content = json.dumps(reply.payload, default=str).encode()
-            length, headers["Content-Type"] = len(content), "application/json; charset=utf-8"
-        else:
-            size, headers["Content-Type"] = reply.file.stat().st_size, "application/octet-stream"
-            status, start, length = _byte_range(self.headers.get("Range"), size)
-            if status != 200:
-                part = f"{start}-{start + length - 1}" if status == 206 else "*"
-                headers["Content-Range"] = f"bytes {part}/{size}"
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(length)}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        self.wfile.write(content)
-        if reply.file is not None:
-            with reply.file.open("rb") as file:
-                file.seek(start)
-                while length > 0 and (piece := file.read(min(length, 1 << 20))):
-                    self.wfile.write(piece)
-                    length -= len(piece)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     """Variables to lay over those of a child process, which then takes `hub` for the Hub.
 
@@ -655,31 +421,8 @@ def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:
     }
 
 
-def _repo_type(kind: str | None) -> str:
-    """`model` or `dataset`, from that or from the plural that addresses use (nothing: a model)."""
-    singular = (kind or "model").removesuffix("s")
-    if singular not in ("model", "dataset"):
-        raise HubError(400, f"Repositories of type {kind} are not served here")
-    return singular
-
-
 def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _git_hash(what: str, content: bytes) -> str:
-    return hashlib.sha1(f"{what} {len(content)}\0".encode() + content).hexdigest()
-
-
-def _history(repo: Json, commit: Json | None) -> Iterator[Json]:
-    by_id = {item["id"]: item for item in repo["commits"]}
-    while commit is not None:
-        yield commit
-        commit = by_id.get(commit["parent"])
 
 
 def _with_folders(files: Json) -> dict[str, Json | None]:
@@ -693,13 +436,13 @@ def _with_folders(files: Json) -> dict[str, Json | None]:
 def _file_info(path: str, entry: Json | None) -> Json:
     """How the tree lists one file or (no entry) one folder."""
     if entry is None:
-        return {"type": "directory", "path": path, "oid": _git_hash("tree", path.encode()), "size": 0}
+        return {"type": "directory", "path": path, "oid": git_hash("tree", path.encode()), "size": 0}
     info = {"type": "file", "path": path, "oid": entry["oid"], "size": entry["size"]}
     if entry["lfs"]:
         oid, size = entry["oid"], entry["size"]
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n".encode()
         lfs = {"oid": oid, "sha256": oid, "size": size, "pointerSize": len(pointer)}
-        info |= {"oid": _git_hash("blob", pointer), "lfs": lfs}
+        info |= {"oid": git_hash("blob", pointer), "lfs": lfs}
     return info
 
 
@@ -710,15 +453,3 @@ def _card_data(card: str) -> Json | None:
     if data is not None and not isinstance(data, dict):
         raise ValueError("the metadata are not a mapping")
     return data or None
-
-
-def _byte_range(header: str | None, size: int) -> tuple[int, int, int]:
-    """(status, start, length) of the part of a file that a `Range` header asks for."""
-    found = re.fullmatch(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", header or "", re.IGNORECASE)
-    if found is None or not (found[1] or found[2]):
-        return 200, 0, size
-    if found[1]:
-        start, end = int(found[1]), min(int(found[2] or size), size - 1)
-    else:
-        start, end = max(size - int(found[2]), 0), size - 1
-    return (206, start, end - start + 1) if start <= end else (416, 0, 0)
