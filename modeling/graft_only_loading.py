@@ -57,8 +57,9 @@ class GraftOnlyLoadingMixin:
             except RuntimeError as error:
                 raise ValueError(f"The graft at {pretrained_model_name_or_path!r} is not whole: {error}") from error
         model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        if kwargs.get("attn_implementation"):
-            model.set_attn_implementation(kwargs["attn_implementation"])
+        # Auto classes move the argument into the configuration.
+        if attention := kwargs.get("attn_implementation") or stored._attn_implementation:
+            model.set_attn_implementation(attention)
         model = model if isinstance(model, cls) else model.base_model
         info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return (model, info) if kwargs.get("output_loading_info") else model

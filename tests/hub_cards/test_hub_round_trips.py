@@ -30,8 +30,8 @@ build_qwen_tokenizer(486).push_to_hub("tester/language")
 GRAFT = """
 from pathlib import Path
 from safetensors import safe_open
-from transformers import AutoConfig
-from qwen_grafts.hub_cards import export_folder, graft_perceiver_vlm, push_repository, verify, write_card
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from qwen_grafts.hub_cards import export_folder, export_repository, graft_perceiver_vlm, push_repository
 whole, graft = Path("whole"), Path("graft")
 connector = '{"num_latents": 8, "num_heads": 2, "head_dim": 32}'
 graft_perceiver_vlm("tester/vision", "tester/language", whole, connector=connector)
@@ -42,6 +42,13 @@ export_folder(whole, graft, graft_only=True)
 with safe_open(graft / "model.safetensors", "pt") as file:
     assert all(name.startswith("model.connector.") for name in file.keys())
 push_repository(graft, "tester/graft-only")
+model, processor = AutoModelForCausalLM.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
+model.model.language_model.norm.weight.data.mul_(2)
+try:
+    export_repository(model, processor, "changed", graft_only=True)
+except ValueError as error:
+    print(error)
+assert not Path("changed").exists()
 """
 # A later commit to a base must not change what was grafted onto the earlier one.
 MOVE_BASE = """
@@ -62,6 +69,10 @@ ids = torch.arange(40)[None].repeat(2, 1)
 ids[:, 5:13] = whole.config.image_token_id
 pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 assert torch.equal(whole(input_ids=ids, pixel_values=pixels).logits, graft(input_ids=ids, pixel_values=pixels).logits)
+eos = graft.generation_config.eos_token_id, whole.generation_config.eos_token_id
+assert eos == ([488, 486], [488, 486]), eos
+eager = AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True, attn_implementation="eager")
+assert eager.model.connector.config._attn_implementation == "eager"
 backbone = AutoModel.from_pretrained("tester/graft-only", trust_remote_code=True)
 assert type(backbone).__name__ == "Qwen3PerceiverModel"
 graft.save_pretrained("again")
@@ -199,7 +210,8 @@ def run(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
 
 @pytest.mark.slow
 def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(hub: LoopbackHub, tmp_path: Path) -> None:
-    run(PUSH_BASES + GRAFT, hub, tmp_path)
+    message = run(PUSH_BASES + GRAFT, hub, tmp_path)
+    assert "1 tensors outside the graft are not those of its bases: model.language_model.norm.weight" in message
     run(MOVE_BASE, hub, tmp_path)
     assert "cannot take device_map" in run(COMPARE, hub, tmp_path, home="stranger")
     stored = hub.files("tester/graft-only")["model.safetensors"]

@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
 from transformers import AutoModelForCausalLM
 
 from qwen_grafts.hub_cards import export_folder, finish_run, verify
@@ -195,6 +197,40 @@ def test_learning_rates_are_expression_and_rate(script_arguments, tmp_path):
     for wrong in ("connector", "connector=fast", "=1e-3", "(=1e-3"):
         with pytest.raises(ValueError, match="EXPRESSION=RATE"):
             parse_learning_rates([wrong])
+
+
+def test_llava_rows_that_cannot_be_used(script_arguments, tmp_path):
+    """`stop` ends the run before the first step; `skip` trains on the others and lists each with its index."""
+    (tmp_path / "images").mkdir()
+    rows = []
+    for index, array in enumerate(load_sample_images().images * 4):
+        Image.fromarray(array[: 100 + index]).save(tmp_path / "images" / f"{index}.jpg")
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A photograph."}]
+        rows.append({"id": str(index), "image": f"{index}.jpg", "conversations": turns})
+    whole = (tmp_path / "images" / "2.jpg").read_bytes()
+    (tmp_path / "images" / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    rows[5]["image"] = "../rows.json"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    words = [word for word in script_arguments(tmp_path / "run") if word not in ("--task", "shapes")]
+    config = yaml.safe_load(Path(words[1]).read_text())
+    config = {key: value for key, value in config.items() if not key.startswith("task")}
+    (tmp_path / "llava.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", str(tmp_path / "llava.yaml"), *words[2:]]
+    words += ["--data_file", str(tmp_path / "rows.json"), "--image_root", str(tmp_path / "images")]
+    words += ["--eval_ratio", "0.2", "--generative_eval_rows", "0"]
+    with pytest.raises(ValueError, match="2 of 8 rows"):
+        main(*parse([*words, "--on_bad_row", "stop"]))
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.safetensors"))
+    trainer = main(*parse([*words, "--on_bad_row", "skip", "--max_steps", "2"]))
+    assert trainer.state.global_step == 2
+    listed = [json.loads(line) for line in (tmp_path / "run" / "refused_rows.jsonl").read_text().splitlines()]
+    assert sorted((row["index"], row["reason"]) for row in listed) == [
+        (2, "truncated or corrupt"),
+        (5, "outside the image root"),
+    ]
+    summary = json.loads((tmp_path / "run" / "training_meta.json").read_text())["dataset"]
+    assert summary["train_rows"] + summary["eval_rows"] == 6
+    assert summary["name"] == "rows.json"
 
 
 def test_unknown_setting_is_an_error(script_arguments, tmp_path):
