@@ -8,15 +8,13 @@ Any value of the YAML can be overridden on the command line (`--learning_rate 1e
 repository, so that every checkpoint holds the code that loads it.
 """
 
-import re
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
@@ -25,6 +23,7 @@ from .graft_trainer import GraftSFTTrainer
 from .preflight import preflight
 from .resume import last_complete_checkpoint
 from .run_metadata import repeat_command, training_metadata, write_metadata, write_refused
+from .trained_parts import freeze, parse_learning_rates
 from .training_data import DataArguments, load_training_data
 
 
@@ -119,39 +118,6 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return trainer
-
-
-def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
-    """Freeze all but the parameters whose name matches; those train in float32 whatever the rest is loaded in.
-
-    Raises:
-        ValueError: an expression that matches no parameter.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in trainable:
-        if not any(re.search(pattern, name) for name in names):
-            raise ValueError(f"`trainable` expression {pattern!r} matches none of {len(names)} parameters.")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
-
-
-def parse_learning_rates(pairs: list[str]) -> dict[str, float]:
-    """`["EXPRESSION=RATE", …]` as a dictionary.
-
-    Raises:
-        ValueError: a pair that is not one.
-    """
-    rates = {}
-    for pair in pairs:
-        expression, _, rate = pair.rpartition("=")
-        try:
-            rates[expression] = float(rate)
-            re.compile(expression or "(")
-        except (ValueError, re.error) as error:
-            raise ValueError(f"`learning_rates` takes EXPRESSION=RATE, got {pair!r}: {error}.") from None
-    return rates
 
 
 def parse(arguments: list[str] | None = None) -> tuple[GraftArguments, SFTConfig, ModelConfig]:

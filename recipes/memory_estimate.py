@@ -11,8 +11,9 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from trl import ModelConfig, SFTConfig, get_peft_config
 
-from .graft_sft import GraftArguments, freeze
+from .graft_sft import GraftArguments
 from .preflight import count_parameters
+from .trained_parts import freeze
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 # Bytes of optimizer state for each trained parameter.

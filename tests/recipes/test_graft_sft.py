@@ -19,8 +19,9 @@ from sklearn.datasets import load_sample_images
 from transformers import AutoModelForCausalLM
 
 from qwen_grafts.hub_cards import export_folder, finish_run, verify
-from qwen_grafts.recipes.graft_sft import main, parse, parse_learning_rates
+from qwen_grafts.recipes.graft_sft import main, parse
 from qwen_grafts.recipes.resume import last_complete_checkpoint
+from qwen_grafts.recipes.trained_parts import parse_learning_rates
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
 LORA = {

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from qwen_grafts.recipes.graft_sft import freeze
 from qwen_grafts.recipes.preflight import count_parameters, preflight
+from qwen_grafts.recipes.trained_parts import freeze
 
 TEXT_ONLY_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
