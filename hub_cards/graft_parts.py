@@ -24,6 +24,13 @@ from ..processing import Qwen3PerceiverProcessor, build_qwen_tokenizer, load_cha
 from ..processing.qwen_tokenizer import QWEN3_SPECIAL_TOKENS
 from .clean_room_child import count_parameters
 
+# Name in a vision graft's configuration -> the token of Qwen3's tokenizer that it is the id of.
+VISION_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
 
 def graft_class(graft: Graft, auto_class: str) -> type:
     """The package's own class that stands under `auto_class` in the graft's `auto_map`."""
@@ -92,11 +99,7 @@ def _perceiver_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenize
         num_image_tokens=config.num_image_tokens,
         chat_template=load_chat_template(),
     )
-    wanted = {
-        "<|image_pad|>": config.image_token_id,
-        "<|vision_start|>": config.vision_start_token_id,
-        "<|vision_end|>": config.vision_end_token_id,
-    }
+    wanted = {token: getattr(config, name) for name, token in VISION_TOKENS.items()}
     found = dict(zip(wanted, tokenizer.convert_tokens_to_ids(list(wanted)), strict=True))
     highest, vocab_size = max(tokenizer.get_vocab().values()), config.text_config.vocab_size
     if found != wanted or highest >= vocab_size:

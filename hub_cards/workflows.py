@@ -15,16 +15,15 @@ from ..configuration import Qwen3PerceiverConnectorConfig
 from ..configuration.presets import RECOMMENDED_CONNECTOR
 from ..modeling import Qwen3PerceiverVLM
 from ..processing import Qwen3PerceiverProcessor, load_chat_template
-from ..recipes.run_metadata import read_metadata
+from ..recipes.run_metadata import read_metadata, write_metadata
 from .cards import build_adapter_card, build_card, loss_curve_figure, placeholder_repo_id
 from .clean_room import CleanRoomReport, verify
 from .exporter import export_repository
-from .graft_parts import generation_config
+from .graft_parts import VISION_TOKENS, generation_config
 from .static_checks import is_local_name
 
 ADAPTER = "adapter_config.json"
 LOSS_CURVE = "loss_curve.png"
-PLACEHOLDERS = {"image": "<|image_pad|>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
 
 
 def graft_perceiver_vlm(
@@ -51,8 +50,8 @@ def graft_perceiver_vlm(
     named = {"recommended": RECOMMENDED_CONNECTOR, "specified": {}}
     values = named[connector] if connector in named else _connector_values(connector)
     tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision or "main")
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in PLACEHOLDERS.items()}
-    if absent := [token for token in PLACEHOLDERS.values() if token not in tokenizer.get_vocab()]:
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()}
+    if absent := [token for token in VISION_TOKENS.values() if token not in tokenizer.get_vocab()]:
         raise ValueError(f"The tokenizer of {language!r} lacks {', '.join(absent)}; use one of the Qwen3 family.")
     model = Qwen3PerceiverVLM.from_vision_language_pretrained(
         vision=vision,
@@ -94,7 +93,7 @@ def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overw
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
     out = export_repository(model, processor, out, graft_only=graft_only, overwrite=overwrite)
     if (training := read_metadata(directory)) is not None:
-        (out / "training_meta.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+        write_metadata(training, out)
         write_card(out)
     return out
 

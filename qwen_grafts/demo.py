@@ -1,12 +1,11 @@
 """`qwen-grafts demo`: the whole promise once, offline, on two CPU cores, with nothing replaced by a stand-in.
 
 0  pretrain a tiny Qwen3 on scenes described in words        (where a real run downloads Qwen3)
-1  graft a vision tower onto it                              `from_vision_language_pretrained`
-2  export the graft as a repository: weights, code, card     `export_repository`
-3  train only the connector with TRL from that repository    `recipes/perceiver_vlm/tiny.yaml`
-4  evaluate before and after, with blank and shuffled images
-5  publish: card, clean-room check, folder or Hub
-6  load the published copy in a clean process and ask it about images
+1  graft a vision tower onto it and export the repository    `graft_perceiver_vlm`
+2  train only the connector with TRL from that repository,   `recipes/perceiver_vlm/tiny.yaml`
+   evaluated before and after with blank and shuffled images
+3  publish: card, clean-room check, folder or Hub            `finish_run`, `push_repository`
+4  load the published copy in a clean process and ask it about images
 """
 
 import json
@@ -144,7 +143,7 @@ def ask_clean(published: Path, samples: list[dict[str, Any]]) -> list[str]:
 def _samples(folder: Path, seed: int) -> list[dict[str, Any]]:
     """A few held-out images written as files, shapes and digits in turn, each with one question."""
     folder.mkdir(exist_ok=True)
-    scenes = zip(shape_scenes(SHOWN_IMAGES // 2, seed * 2 + 1), digit_scenes("test", seed), strict=False)
+    scenes = zip(shape_scenes(SHOWN_IMAGES // 2, "test", seed), digit_scenes("test", seed), strict=False)
     samples = []
     for index, scene in enumerate(scene for pair in scenes for scene in pair):
         kind = list(scene.answers)[index // 2 % len(scene.answers)]

@@ -74,9 +74,15 @@ def draw_shape(rng: random.Random, shape: str, colour: str, position: str) -> PI
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
 
 
-def shape_scenes(count: int, seed: int) -> Iterator[Scene]:
-    """`count` scenes, each combination of shape, colour and position equally often (up to the remainder)."""
-    rng = random.Random(seed)
+def shape_scenes(count: int, split: str, seed: int = 0) -> Iterator[Scene]:
+    """`count` scenes, each combination of shape, colour and position equally often (up to the remainder).
+
+    Args:
+        count: scenes to draw.
+        split: "train" or "test", drawn from two generators.
+        seed: of both.
+    """
+    rng = random.Random(seed * 2 + (split == "test"))
     combinations = [(s, c, p) for s in SHAPES for c in COLOURS for p in POSITIONS]
     for index in range(count):
         if index % len(combinations) == 0:
@@ -150,7 +156,7 @@ def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) ->
         )
     scenes: list[Scene] = []
     if "shapes" in parts:
-        scenes += shape_scenes(shapes, seed * 2 + (split == "test"))
+        scenes += shape_scenes(shapes, split, seed)
     if "digits" in parts:
         scenes += digit_scenes(split, seed)
     return as_dataset(iter(scenes))
