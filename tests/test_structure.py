@@ -60,7 +60,7 @@ def test_imports_are_seen() -> None:
     assert all(f"{PACKAGE}.{folder}" in FILES for folder in FOLDERS)
     seen = own_imports(f"{PACKAGE}.modeling.modeling_qwen3_perceiver")
     assert f"{PACKAGE}.configuration.configuration_qwen3_perceiver.Qwen3PerceiverConfig" in seen
-    assert f"{PACKAGE}.modeling.soft_tokens.splice_soft_tokens" in seen
+    assert f"{PACKAGE}.modeling.vision_language.VisionLanguageModel" in seen
     source = "from .. import processing\ndef f():\n    import qwen_grafts.cli\n    from ..cli import main\n"
     assert set(imported_modules("qwen_grafts.recipes.x", source, is_package=False)) == {
         "qwen_grafts.processing",
