@@ -4,11 +4,20 @@ from transformers import AutoConfig
 
 from .code_files import carry_code
 from .configuration_qwen3_perceiver import Qwen3PerceiverConfig, Qwen3PerceiverConnectorConfig
+from .configuration_qwen3_vision_bridge import Qwen3VisionBridgeConfig
 from .grafts import GRAFTS, Graft
 from .presets import PRESETS, preset_config
 
-for _config_class in (Qwen3PerceiverConfig,):
+for _config_class in (Qwen3PerceiverConfig, Qwen3VisionBridgeConfig):
     carry_code(_config_class)
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
 
-__all__ = ["GRAFTS", "PRESETS", "Graft", "Qwen3PerceiverConfig", "Qwen3PerceiverConnectorConfig", "preset_config"]
+__all__ = [
+    "GRAFTS",
+    "PRESETS",
+    "Graft",
+    "Qwen3PerceiverConfig",
+    "Qwen3PerceiverConnectorConfig",
+    "Qwen3VisionBridgeConfig",
+    "preset_config",
+]

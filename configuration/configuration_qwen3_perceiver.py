@@ -16,6 +16,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 
+from .vision_language_config import VisionLanguageConfig
+
 VISION_MODEL_TYPES = ("siglip_vision_model", "siglip2_vision_model", "timm_wrapper")
 
 
@@ -80,19 +82,13 @@ class Qwen3PerceiverConnectorConfig(PreTrainedConfig):
 
 
 @strict
-class Qwen3PerceiverConfig(PreTrainedConfig):
+class Qwen3PerceiverConfig(VisionLanguageConfig):
     """Configuration of `Qwen3PerceiverModel` and `Qwen3PerceiverVLM`.
 
     Args:
         vision_config: configuration (or its dict) of the vision tower; default SigLIP2 so400m-patch14-384, no head.
         connector_config: configuration (or its dict) of resampler and projector.
-        text_config: `Qwen3Config` (or its dict) of the language model.
-        image_token_id: placeholder in `input_ids` that a soft token replaces; Qwen3's `<|image_pad|>`.
-        vision_start_token_id: `<|vision_start|>`, written before an image by the chat template.
-        vision_end_token_id: `<|vision_end|>`, written after it.
-        tie_word_embeddings: whether the head is the embedding; follows `text_config` when left out.
-        base_models: where frozen parts came from: "vision" and "language" -> {"repo_id", "revision"}.
-        graft_only: the repository holds the connector alone; loading fetches `base_models` and assembles.
+        (the rest): see `VisionLanguageConfig`.
 
     Raises:
         ValueError: an unsupported tower or language model, or a special token outside the vocabulary.
@@ -104,58 +100,22 @@ class Qwen3PerceiverConfig(PreTrainedConfig):
         "connector_config": Qwen3PerceiverConnectorConfig,
         "text_config": Qwen3Config,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
     connector_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    image_token_id: int = 151655
-    vision_start_token_id: int = 151652
-    vision_end_token_id: int = 151653
-    tie_word_embeddings: bool | None = None
-    base_models: dict[str, dict[str, str]] | None = None
-    graft_only: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
             self.vision_config = siglip2_so400m_384()
         elif isinstance(self.vision_config, dict):
-            model_type = self.vision_config.get("model_type")
-            if model_type not in VISION_MODEL_TYPES:
-                raise ValueError(_unsupported_tower(model_type))
+            _check_tower(self.vision_config.get("model_type"))
             # `from_dict` rather than the constructor: timm stores its labels in a form only `from_dict` reads.
-            self.vision_config = CONFIG_MAPPING[model_type].from_dict(self.vision_config)
+            self.vision_config = CONFIG_MAPPING[self.vision_config["model_type"]].from_dict(self.vision_config)
         if self.connector_config is None:
             self.connector_config = Qwen3PerceiverConnectorConfig()
         elif isinstance(self.connector_config, dict):
             self.connector_config = Qwen3PerceiverConnectorConfig(**self.connector_config)
-        if self.text_config is None:
-            self.text_config = Qwen3Config()
-        elif isinstance(self.text_config, dict):
-            model_type = self.text_config.get("model_type", "qwen3")
-            if model_type != "qwen3":
-                raise ValueError(_unsupported_language_model(model_type))
-            self.text_config = Qwen3Config(**self.text_config)
-        if self.tie_word_embeddings is None:
-            self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
-        self._check_parts()
-
-    def _check_parts(self) -> None:
-        """Refuse parts that do not fit together. Not in transformers' `validate_*`, whose errors are no ValueErrors."""
-        if self.vision_config.model_type not in VISION_MODEL_TYPES:
-            raise ValueError(_unsupported_tower(self.vision_config.model_type))
-        if self.text_config.model_type != "qwen3":
-            raise ValueError(_unsupported_language_model(self.text_config.model_type))
-        if self.graft_only and set(self.base_models or {}) != {"vision", "language"}:
-            raise ValueError("`graft_only` needs `base_models` with a vision and a language repository of the Hub.")
-        vocab_size = self.text_config.vocab_size
-        for name in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
-            if not 0 <= getattr(self, name) < vocab_size:
-                raise ValueError(
-                    f"`{name}`={getattr(self, name)} is outside the language model's vocabulary of {vocab_size} rows. "
-                    "Give the id that the tokenizer uses."
-                )
+        _check_tower(self.vision_config.model_type)
 
     @property
     def num_image_tokens(self) -> int:
@@ -176,15 +136,12 @@ def siglip2_so400m_384() -> SiglipVisionConfig:
     )
 
 
-def _unsupported_tower(model_type: str | None) -> str:
-    return (
-        f"`vision_config.model_type` is {model_type!r}; supported vision towers are {', '.join(VISION_MODEL_TYPES)}. "
-        "For a full SigLIP or SigLIP2 checkpoint pass its `vision_config`."
-    )
-
-
-def _unsupported_language_model(model_type: str | None) -> str:
-    return f"`text_config.model_type` is {model_type!r}; the language model must be a dense Qwen3 (`qwen3`)."
+def _check_tower(model_type: str | None) -> None:
+    if model_type not in VISION_MODEL_TYPES:
+        raise ValueError(
+            f"`vision_config.model_type` is {model_type!r}; supported vision towers are "
+            f"{', '.join(VISION_MODEL_TYPES)}. For a full SigLIP or SigLIP2 checkpoint pass its `vision_config`."
+        )
 
 
 __all__ = ["Qwen3PerceiverConfig", "Qwen3PerceiverConnectorConfig"]

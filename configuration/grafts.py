@@ -49,5 +49,17 @@ GRAFTS: dict[str, Graft] = {
             pipeline_tag="image-text-to-text",
             tags=("qwen3", "siglip2", "perceiver", "vision-language"),
         ),
+        Graft(
+            model_type="qwen3_vision_bridge",
+            auto_classes={
+                "AutoConfig": "configuration.configuration_qwen3_vision_bridge.Qwen3VisionBridgeConfig",
+                "AutoModel": "modeling.modeling_qwen3_vision_bridge.Qwen3VisionBridgeModel",
+                "AutoModelForCausalLM": "modeling.modeling_qwen3_vision_bridge.Qwen3VisionBridgeForCausalLM",
+                "AutoModelForImageTextToText": "modeling.modeling_qwen3_vision_bridge.Qwen3VisionBridgeForCausalLM",
+                "AutoProcessor": "processing.processing_qwen3_vision_bridge.Qwen3VisionBridgeProcessor",
+            },
+            pipeline_tag="image-text-to-text",
+            tags=("qwen3", "qwen2.5-vl", "vision-language", "thinking"),
+        ),
     )
 }

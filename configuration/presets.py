@@ -1,4 +1,4 @@
-"""Named configurations: `perceiver-vlm-tiny` … `perceiver-vlm-8b`.
+"""Named configurations: `perceiver-vlm-tiny`, `vision-bridge-4b` and the like.
 
 A preset is a whole model configuration; full-size ones can be built on the meta device in seconds. The sizes of Qwen3
 are those of the published `config.json` files.
@@ -7,13 +7,14 @@ are those of the published `config.json` files.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLVisionConfig, Qwen3Config, SiglipVisionConfig
 
 from .configuration_qwen3_perceiver import (
     Qwen3PerceiverConfig,
     Qwen3PerceiverConnectorConfig,
     siglip2_so400m_384,
 )
+from .configuration_qwen3_vision_bridge import Qwen3VisionBridgeConfig, qwen2_5_vl_7b_vision
 
 QWEN3_VOCAB_SIZE = 151_936
 TINY_VOCAB_SIZE = 512
@@ -76,8 +77,17 @@ def tiny_qwen3_text_config(**overrides: Any) -> Qwen3Config:
     return Qwen3Config(**(values | overrides))
 
 
-def _perceiver_vlm_tiny() -> Qwen3PerceiverConfig:
+def _tiny_vision_token_ids() -> dict[str, int]:
+    """Where `build_qwen_tokenizer` puts Qwen3's vision tokens in the tiny vocabulary."""
     first_special_id = TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS
+    return {
+        "image_token_id": first_special_id + 12,
+        "vision_start_token_id": first_special_id + 9,
+        "vision_end_token_id": first_special_id + 10,
+    }
+
+
+def _perceiver_vlm_tiny() -> Qwen3PerceiverConfig:
     return Qwen3PerceiverConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=128,
@@ -99,9 +109,7 @@ def _perceiver_vlm_tiny() -> Qwen3PerceiverConfig:
             final_layer_norm=True,
         ),
         text_config=tiny_qwen3_text_config(),
-        image_token_id=first_special_id + 12,
-        vision_start_token_id=first_special_id + 9,
-        vision_end_token_id=first_special_id + 10,
+        **_tiny_vision_token_ids(),
     )
 
 
@@ -114,6 +122,27 @@ def _perceiver_vlm(size: str, **connector: Any) -> Callable[[], Qwen3PerceiverCo
         )
 
     return build
+
+
+def _vision_bridge_tiny() -> Qwen3VisionBridgeConfig:
+    return Qwen3VisionBridgeConfig(
+        vision_config=Qwen2_5_VLVisionConfig(
+            depth=3,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            out_hidden_size=192,
+            patch_size=8,
+            window_size=32,
+            fullatt_block_indexes=[2],
+        ),
+        text_config=tiny_qwen3_text_config(),
+        **_tiny_vision_token_ids(),
+    )
+
+
+def _vision_bridge(size: str) -> Callable[[], Qwen3VisionBridgeConfig]:
+    return lambda: Qwen3VisionBridgeConfig(vision_config=qwen2_5_vl_7b_vision(), text_config=qwen3_text_config(size))
 
 
 # What was found by training: positions on the keys, both LayerNorms, and a projector a quarter as wide.
@@ -130,6 +159,8 @@ PRESETS: dict[str, Callable[[], PreTrainedConfig]] = {
     "perceiver-vlm-4b": _perceiver_vlm("4b", **RECOMMENDED_CONNECTOR),
     "perceiver-vlm-8b": _perceiver_vlm("8b"),
     "perceiver-vlm-8b-recommended": _perceiver_vlm("8b", **RECOMMENDED_CONNECTOR),
+    "vision-bridge-tiny": _vision_bridge_tiny,
+    "vision-bridge-4b": _vision_bridge("4b"),
 }
 
 

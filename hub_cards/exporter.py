@@ -71,7 +71,7 @@ def export_repository(
         )
     auto_map = _auto_map(model.config)
     code = _live_code(model.config, auto_map, [model.config, model, processor])
-    out = _free_target(out, overwrite)
+    out = free_target(out, overwrite)
     card = card or build_card(model.config, repo_id=placeholder_repo_id(out))
     kept = _graft_tensors(model) if graft_only else None
     with _staged(out) as folder:
@@ -113,7 +113,7 @@ def export_preset(
         OSError: the disk is full or not writable, or the tokenizer cannot be loaded.
     """
     config = preset_config(name)
-    out = _free_target(out, overwrite)
+    out = free_target(out, overwrite)
     processor = build_processor(config, AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None)
     generation = generation_config(processor.tokenizer)
     large = sum(parameter_table(config).values()) > LARGE
@@ -166,7 +166,7 @@ def _check_rebuilt(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _free_target(out: str | os.PathLike, overwrite: bool) -> Path:
+def free_target(out: str | os.PathLike, overwrite: bool) -> Path:
     """The destination, resolved.
 
     Raises:

@@ -14,22 +14,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    Qwen2VLImageProcessor,
     Siglip2ImageProcessor,
     SiglipImageProcessor,
 )
 
 from ..configuration import GRAFTS, Graft
 from ..configuration.code_files import PACKAGE
-from ..processing import Qwen3PerceiverProcessor, build_qwen_tokenizer, load_chat_template
+from ..processing import (
+    Qwen3PerceiverProcessor,
+    Qwen3VisionBridgeProcessor,
+    build_qwen_tokenizer,
+    load_chat_template,
+)
 from ..processing.qwen_tokenizer import QWEN3_SPECIAL_TOKENS
+from ..processing.vision_language_processing import vision_token_ids
 from .clean_room_child import count_parameters
-
-# Name in a vision graft's configuration -> the token of Qwen3's tokenizer that it is the id of.
-VISION_TOKENS = {
-    "image_token_id": "<|image_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
 
 
 def graft_class(graft: Graft, auto_class: str) -> type:
@@ -81,6 +81,16 @@ def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
             f"No processor is known for `model_type` {config.model_type!r} (known: {', '.join(PROCESSORS)}). Build it "
             "by hand and give it to `export_repository`."
         )
+    if tokenizer is None:
+        tokenizer = build_qwen_tokenizer(config.image_token_id - list(QWEN3_SPECIAL_TOKENS).index("<|image_pad|>"))
+    found = vision_token_ids(tokenizer)
+    wanted = {name: getattr(config, name) for name in found}
+    highest, vocab_size = max(tokenizer.get_vocab().values()), config.text_config.vocab_size
+    if found != wanted or highest >= vocab_size:
+        raise ValueError(
+            f"The tokenizer does not fit the configuration: it has {found} and ids up to {highest}, the configuration "
+            f"{wanted} and {vocab_size} rows. Use the tokenizer of the language model that the configuration describes."
+        )
     return PROCESSORS[config.model_type](config, tokenizer)
 
 
@@ -90,24 +100,13 @@ def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     return GenerationConfig(eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text)
 
 
-def _perceiver_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> ProcessorMixin:
-    if tokenizer is None:
-        tokenizer = build_qwen_tokenizer(config.image_token_id - list(QWEN3_SPECIAL_TOKENS).index("<|image_pad|>"))
-    processor = Qwen3PerceiverProcessor(
+def _perceiver_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+    return Qwen3PerceiverProcessor(
         _siglip_image_processor(config.vision_config),
         tokenizer,
         num_image_tokens=config.num_image_tokens,
         chat_template=load_chat_template(),
     )
-    wanted = {token: getattr(config, name) for name, token in VISION_TOKENS.items()}
-    found = dict(zip(wanted, tokenizer.convert_tokens_to_ids(list(wanted)), strict=True))
-    highest, vocab_size = max(tokenizer.get_vocab().values()), config.text_config.vocab_size
-    if found != wanted or highest >= vocab_size:
-        raise ValueError(
-            f"The tokenizer does not fit the configuration: it has {found} and ids up to {highest}, the configuration "
-            f"{wanted} and {vocab_size} rows. Use the tokenizer of the language model that the configuration describes."
-        )
-    return processor
 
 
 def _siglip_image_processor(config: PreTrainedConfig) -> Any:
@@ -121,6 +120,20 @@ def _siglip_image_processor(config: PreTrainedConfig) -> Any:
     )
 
 
-PROCESSORS: dict[str, Callable[[PreTrainedConfig, PreTrainedTokenizerBase | None], ProcessorMixin]] = {
+def _vision_bridge_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+    vision, token_area = config.vision_config, config.image_token_pixels**2
+    # As Qwen2.5-VL: at least 4 soft tokens an image, at most 16,384, and never more than half of the context.
+    most = min(16_384, config.text_config.max_position_embeddings // 2)
+    image_processor = Qwen2VLImageProcessor(
+        size={"shortest_edge": 4 * token_area, "longest_edge": most * token_area},
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+    return Qwen3VisionBridgeProcessor(image_processor, tokenizer, chat_template=load_chat_template())
+
+
+PROCESSORS: dict[str, Callable[[PreTrainedConfig, PreTrainedTokenizerBase], ProcessorMixin]] = {
     "qwen3_perceiver": _perceiver_processor,
+    "qwen3_vision_bridge": _vision_bridge_processor,
 }

@@ -4,22 +4,24 @@ Each is a short sequence over the exporter, the cards and the clean room.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
-from ..configuration import Qwen3PerceiverConnectorConfig
+from ..configuration import GRAFTS, Graft, Qwen3PerceiverConnectorConfig
 from ..configuration.presets import RECOMMENDED_CONNECTOR
-from ..modeling import Qwen3PerceiverVLM
-from ..processing import Qwen3PerceiverProcessor, load_chat_template
+from ..processing import load_chat_template
+from ..processing.vision_language_processing import vision_token_ids
 from ..recipes.run_metadata import read_metadata, write_metadata
 from .cards import build_adapter_card, build_card, loss_curve_figure, placeholder_repo_id
 from .clean_room import CleanRoomReport, verify
-from .exporter import export_repository
-from .graft_parts import VISION_TOKENS, generation_config
+from .exporter import export_repository, free_target
+from .graft_parts import generation_config, graft_class
 from .static_checks import is_local_name
 
 ADAPTER = "adapter_config.json"
@@ -27,51 +29,83 @@ LOSS_CURVE = "loss_curve.png"
 
 
 def graft_perceiver_vlm(
-    vision: str,
-    language: str,
-    out: Path,
-    *,
-    connector: str = "recommended",
-    vision_revision: str | None = None,
-    language_revision: str | None = None,
-    dtype: str = "auto",
-    overwrite: bool = False,
+    vision: str, language: str, out: Path, *, connector: str = "recommended", **options: Any
 ) -> Path:
     """Assemble a Perceiver VLM from two checkpoints and export it.
 
     Args:
         connector: "recommended", "specified" (the plain connector of `perceiver-vlm-8b`), or a JSON object of
             `Qwen3PerceiverConnectorConfig` values.
+        options: revisions, dtype and overwrite, as `_graft_vision_language` takes them.
 
     Raises:
-        ValueError: a connector that is neither, a tokenizer without Qwen3's vision tokens, unsuitable checkpoints, or
-            a folder that is not empty.
+        ValueError: a connector that is neither, or what `_graft_vision_language` refuses.
     """
     named = {"recommended": RECOMMENDED_CONNECTOR, "specified": {}}
     values = named[connector] if connector in named else _connector_values(connector)
-    tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision or "main")
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()}
-    if absent := [token for token in VISION_TOKENS.values() if token not in tokenizer.get_vocab()]:
-        raise ValueError(f"The tokenizer of {language!r} lacks {', '.join(absent)}; use one of the Qwen3 family.")
-    model = Qwen3PerceiverVLM.from_vision_language_pretrained(
-        vision=vision,
-        language=language,
-        connector_config=Qwen3PerceiverConnectorConfig(**values),
-        vision_revision=vision_revision,
-        language_revision=language_revision,
-        dtype=dtype,
-        **ids,
-    )
-    # A base model's generation stops at <|endoftext|> only; ours answers in turns.
-    model.generation_config.update(**generation_config(tokenizer).to_diff_dict())
-    processor = Qwen3PerceiverProcessor.from_vision_language_pretrained(
+    connector_config = Qwen3PerceiverConnectorConfig(**values)
+    return _graft_vision_language(
+        GRAFTS["qwen3_perceiver"],
         vision,
         language,
-        num_image_tokens=model.config.num_image_tokens,
-        chat_template=load_chat_template(),
-        vision_revision=vision_revision,
-        language_revision=language_revision,
+        out,
+        settings={"connector_config": connector_config},
+        processor_settings={"num_image_tokens": connector_config.num_latents},
+        **options,
     )
+
+
+def graft_vision_bridge(vision: str, language: str, out: Path, *, adapter: str = "linear", **options: Any) -> Path:
+    """Assemble a vision bridge from a Qwen2.5-VL and a Qwen3 and export it.
+
+    Args:
+        adapter: "linear" or "mlp".
+        options: revisions, dtype and overwrite, as `_graft_vision_language` takes them.
+
+    Raises:
+        ValueError: another adapter, or what `_graft_vision_language` refuses.
+    """
+    if adapter not in ("linear", "mlp"):
+        raise ValueError(f"`--adapter` is linear or mlp, not {adapter!r}.")
+    settings = {"adapter_type": adapter}
+    return _graft_vision_language(GRAFTS["qwen3_vision_bridge"], vision, language, out, settings=settings, **options)
+
+
+def _graft_vision_language(
+    graft: Graft,
+    vision: str,
+    language: str,
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    processor_settings: Mapping[str, Any] = MappingProxyType({}),
+    vision_revision: str | None = None,
+    language_revision: str | None = None,
+    dtype: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Assemble a vision graft from two checkpoints and export it.
+
+    Args:
+        vision: repository id or folder of the tower's checkpoint.
+        language: repository id or folder of a dense Qwen3.
+        settings: configuration values of the new part.
+        processor_settings: arguments of the graft's processor.
+
+    Raises:
+        ValueError: a tokenizer without Qwen3's vision tokens, unsuitable checkpoints, or a folder that is not empty.
+    """
+    # The cheap refusals come before gigabytes are read.
+    out = free_target(out, overwrite)
+    revisions = {"vision_revision": vision_revision, "language_revision": language_revision}
+    processor = graft_class(graft, "AutoProcessor").from_vision_language_pretrained(
+        vision, language, chat_template=load_chat_template(), **revisions, **processor_settings
+    )
+    model = graft_class(graft, "AutoModelForCausalLM").from_vision_language_pretrained(
+        vision, language, dtype=dtype, **revisions, **vision_token_ids(processor.tokenizer), **settings
+    )
+    # A base model's generation stops at <|endoftext|> only; ours answers in turns.
+    model.generation_config.update(**generation_config(processor.tokenizer).to_diff_dict())
     return export_repository(model, processor, out, overwrite=overwrite)
 
 

@@ -2,14 +2,16 @@
 
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from ..configuration import Qwen3PerceiverConfig
+from ..configuration import Qwen3PerceiverConfig, Qwen3VisionBridgeConfig
 from .modeling_qwen3_perceiver import Qwen3PerceiverModel, Qwen3PerceiverVLM
+from .modeling_qwen3_vision_bridge import Qwen3VisionBridgeForCausalLM, Qwen3VisionBridgeModel
 
-for _auto_class, _config_class, _model_class in (
-    (AutoModel, Qwen3PerceiverConfig, Qwen3PerceiverModel),
-    (AutoModelForCausalLM, Qwen3PerceiverConfig, Qwen3PerceiverVLM),
-    (AutoModelForImageTextToText, Qwen3PerceiverConfig, Qwen3PerceiverVLM),
+for _config_class, _backbone_class, _model_class in (
+    (Qwen3PerceiverConfig, Qwen3PerceiverModel, Qwen3PerceiverVLM),
+    (Qwen3VisionBridgeConfig, Qwen3VisionBridgeModel, Qwen3VisionBridgeForCausalLM),
 ):
-    _auto_class.register(_config_class, _model_class, exist_ok=True)
+    AutoModel.register(_config_class, _backbone_class, exist_ok=True)
+    for _auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        _auto_class.register(_config_class, _model_class, exist_ok=True)
 
-__all__ = ["Qwen3PerceiverModel", "Qwen3PerceiverVLM"]
+__all__ = ["Qwen3PerceiverModel", "Qwen3PerceiverVLM", "Qwen3VisionBridgeForCausalLM", "Qwen3VisionBridgeModel"]

@@ -11,6 +11,16 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+# What a base may not differ in: names of the towers' and the language models' configurations.
+SHAPES = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "depth",
+    "out_hidden_size",
+    "vocab_size",
+    "architecture",
+)
 UNSUPPORTED = ("device_map", "quantization_config", "tp_plan", "max_memory", "offload_folder", "state_dict")
 
 
@@ -69,7 +79,7 @@ def _check_fit(name: Any, stored: Any, assembled: Any) -> None:
     """The graft was trained between two widths; bases of others are not its bases."""
     for part, key in (("vision", "vision_config"), ("language", "text_config")):
         ours, theirs = getattr(stored, key).to_dict(), getattr(assembled, key).to_dict()
-        for value in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "architecture"):
+        for value in SHAPES:
             if ours.get(value) != theirs.get(value):
                 raise ValueError(
                     f"The graft {name!r} and its {part} base {stored.base_models[part]['repo_id']!r} do not fit: "

@@ -91,7 +91,7 @@ class Qwen3PerceiverVLM(Qwen3PerceiverPreTrainedModel, VisionLanguageForCausalLM
     backbone_class = Qwen3PerceiverModel
 
     @classmethod
-    def load_vision_tower(cls, name: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
+    def load_vision_tower(cls, name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
         """A SigLIP, SigLIP2 or timm checkpoint's tower; see `vision_towers.py`."""
         return load_vision_tower(name, revision, dtype)
 

@@ -15,11 +15,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.hub import extract_commit_hash
 
+from .checkpoint_tensors import load_part, read_tensors
 from .graft_only_loading import GraftOnlyLoadingMixin
 from .soft_tokens import splice_soft_tokens
 from .strict_loading import StrictLoadingMixin
@@ -203,7 +212,7 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def load_vision_tower(cls, name: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
+    def load_vision_tower(cls, name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
         """The pretrained tower of a vision checkpoint, frozen parts and nothing else.
 
         Raises:
@@ -238,24 +247,15 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a tower or language model of another kind, or a checkpoint with tensors missing.
         """
-        text_config = AutoConfig.from_pretrained(language, revision=language_revision or "main")
-        if text_config.model_type != "qwen3":
-            raise ValueError(
-                f"{language!r} holds a {text_config.model_type!r} model; the language model must be a dense Qwen3."
-            )
-        language_model, info = AutoModelForCausalLM.from_pretrained(
-            language, config=text_config, revision=language_revision or "main", dtype=dtype, output_loading_info=True
-        )
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"The language checkpoint {language!r} lacks {len(missing)} tensors: {', '.join(missing[:5])}"
-                f"{', …' if len(missing) > 5 else ''}. Nothing was assembled; download it again or choose another."
-            )
-        tower = cls.load_vision_tower(vision, vision_revision or "main", language_model.dtype)
-        # Only what came from the Hub has a commit, and only that means anything to others.
-        sources = {"vision": (vision, vision_revision), "language": (language, language_revision)}
-        commits = {part: (name, _commit_of(name, revision or "main")) for part, (name, revision) in sources.items()}
+        # A branch may move while its files are read, so both are pinned. Only what came from the Hub has a commit, and
+        # only that means anything to others.
+        commits = {
+            "vision": (vision, _commit_of(vision, vision_revision or "main")),
+            "language": (language, _commit_of(language, language_revision or "main")),
+        }
         bases = {part: {"repo_id": name, "revision": sha} for part, (name, sha) in commits.items() if sha}
+        language_model = load_language_model(language, commits["language"][1], dtype)
+        tower = cls.load_vision_tower(vision, commits["vision"][1], language_model.dtype)
         config = cls.config_class(
             vision_config=tower.config.to_dict(),
             text_config=language_model.config.to_dict(),
@@ -289,9 +289,9 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
             **{name: getattr(config, name) for name in cls.graft_settings},
         )
 
-    def get_image_features(self, pixel_values: torch.Tensor, **image_inputs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(self, *image_inputs: Any, **named_inputs: Any) -> BaseModelOutputWithPooling:
         """Encode images; see the backbone's `get_image_features`."""
-        return self.model.get_image_features(pixel_values, **image_inputs)
+        return self.model.get_image_features(*image_inputs, **named_inputs)
 
     @can_return_tuple
     def forward(
@@ -352,8 +352,36 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
         )
 
 
+def load_language_model(name: str, revision: str | None, dtype: str | torch.dtype) -> Qwen3ForCausalLM:
+    """A pretrained Qwen3 with its head and its generation settings.
+
+    Raises:
+        ValueError: another kind of model, a quantised one, or files or tensors missing or damaged.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if config.model_type != "qwen3":
+        raise ValueError(
+            f"{name!r} holds a {config.model_type!r} model; the language model must be a dense Qwen3 (`qwen3`)."
+        )
+    if quantization := getattr(config, "quantization_config", None):
+        method = dict(quantization).get("quant_method", "some")
+        raise ValueError(
+            f"{name!r} is quantised ({method}); a graft starts from full weights. Choose the checkpoint it was made "
+            "from, and quantise the assembled model when loading it."
+        )
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else getattr(torch, dtype)
+    tensors = read_tensors(name, part="language", revision=revision, dtype=dtype)
+    model = load_part(Qwen3ForCausalLM, config, tensors, part="language", name=name)
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # not every checkpoint has one
+        model.generation_config = GenerationConfig.from_model_config(config)
+    return model
+
+
 def _commit_of(name: str, revision: str) -> str | None:
-    """The commit of a Hub repository that is in the cache by now; None for a folder."""
+    """The commit of a branch, tag or commit of a Hub repository; None for a folder."""
     file = cached_file(name, "config.json", revision=revision)
     return None if file.startswith(name) else extract_commit_hash(file, None)
 

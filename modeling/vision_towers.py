@@ -47,7 +47,7 @@ def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
-def load_vision_tower(name: str, revision: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_vision_tower(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     """A pretrained tower, without pooling head and text half.
 
     Args:

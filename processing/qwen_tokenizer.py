@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
+from .thinking import set_response_template
+
 # Order and flags of Qwen3's `added_tokens_decoder`; its first id there is 151643.
 QWEN3_SPECIAL_TOKENS = {
     "<|endoftext|>": True,
@@ -43,7 +45,7 @@ QWEN3_FIRST_SPECIAL_ID = 151643
 
 
 def build_qwen_tokenizer(first_special_id: int, texts: Iterable[str] = ()) -> Qwen2Tokenizer:
-    """A byte-level BPE with Qwen3's special tokens from `first_special_id` on.
+    """A byte-level BPE with Qwen3's special tokens from `first_special_id` on, whose `parse_response` knows thoughts.
 
     Args:
         first_special_id: id of `<|endoftext|>`; ordinary tokens lie below it. At least 256.
@@ -69,4 +71,4 @@ def build_qwen_tokenizer(first_special_id: int, texts: Iterable[str] = ()) -> Qw
         pad_token="<|endoftext|>",
     )
     tokenizer.add_tokens([AddedToken(t, special=flag, normalized=False) for t, flag in QWEN3_SPECIAL_TOKENS.items()])
-    return tokenizer
+    return set_response_template(tokenizer)

@@ -16,6 +16,10 @@ _HOMES = {
     "Qwen3PerceiverModel": "modeling",
     "Qwen3PerceiverProcessor": "processing",
     "Qwen3PerceiverVLM": "modeling",
+    "Qwen3VisionBridgeConfig": "configuration",
+    "Qwen3VisionBridgeForCausalLM": "modeling",
+    "Qwen3VisionBridgeModel": "modeling",
+    "Qwen3VisionBridgeProcessor": "processing",
 }
 
 __all__ = sorted(_HOMES)

@@ -65,6 +65,39 @@ def graft_perceiver_vlm(
     )
 
 
+@graft_app.command("vision-bridge")
+def graft_vision_bridge(
+    vision: Annotated[str, typer.Option(help="Qwen2.5-VL checkpoint of any size: repository id or folder.")],
+    language: Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    adapter: Annotated[str, typer.Option(help="`linear` or `mlp`.")] = "linear",
+    vision_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    language_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the whole model; auto: the language model's.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Qwen2.5-VL's vision tower + adapter + Qwen3; only the shards that hold the tower are fetched and read.
+
+    Example: `qwen-grafts graft vision-bridge --vision Qwen/Qwen2.5-VL-7B-Instruct --language Qwen/Qwen3-4B
+    outputs/vision-bridge-4b`
+    """
+    from .hub_cards import graft_vision_bridge as assemble
+
+    path = assemble(
+        vision,
+        language,
+        out,
+        adapter=adapter,
+        vision_revision=vision_revision,
+        language_revision=language_revision,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    console.print(
+        f"Wrote {path}. Train its adapter with: qwen-grafts train RECIPE --model_name_or_path {path}", soft_wrap=True
+    )
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
@@ -203,7 +236,9 @@ def info(
     table.add_row("all", f"{described['parameters']['total']:,}", f"{described['parameters']['trained']:,}")
     console.print(table)
     memory = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in described["memory_bytes"].items())
-    console.print(f"{described['tokens_per_image']} tokens an image. Memory without activations: {memory}.")
+    area, fixed = described["pixels_per_image_token"], described["tokens_per_image"]
+    tokens = f"One token for every {area} pixels of an image" if area else f"{fixed} tokens an image"
+    console.print(f"{tokens}. Memory without activations: {memory}.")
 
 
 @app.command()

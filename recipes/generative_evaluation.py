@@ -15,6 +15,8 @@ from PIL import Image
 from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..processing.thinking import RESPONSE_TEMPLATE
+
 CONTROLS = ("exact_match", "blank_image", "shuffled_image")
 
 
@@ -36,14 +38,19 @@ def answer(
     batch_size: int = 64,
     max_new_tokens: int = 32,
     description: str | None = None,
+    enable_thinking: bool | None = None,
     **generate_kwargs: Any,
 ) -> list[str]:
     """Greedy answers to (messages, images) pairs, in batches padded on the left.
 
+    A thought is no part of an answer; one that `max_new_tokens` cuts off leaves the answer empty.
+
     Args:
         conversations: messages whose user turn is a string (images go before it) or blocks with image placeholders.
         description: shows a progress bar under this name.
+        enable_thinking: the chat template's switch; None leaves it to the model.
     """
+    switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     rows = list(conversations)
     was_training = model.training
     model.eval()
@@ -52,7 +59,7 @@ def answer(
     for start in track(starts, description, transient=True) if description else starts:
         batch = rows[start : start + batch_size]
         texts = [
-            processor.apply_chat_template(_with_placeholders(messages, images), add_generation_prompt=True)
+            processor.apply_chat_template(_with_placeholders(messages, images), add_generation_prompt=True, **switch)
             for messages, images in batch
         ]
         images = [image for _, row_images in batch for image in row_images]
@@ -64,9 +71,10 @@ def answer(
                 **inputs, max_new_tokens=max_new_tokens, **({"do_sample": False} | generate_kwargs)
             )
         new_tokens = generated[:, inputs["input_ids"].shape[1] :]
-        answers += processor.batch_decode(new_tokens, skip_special_tokens=True)
+        written = processor.batch_decode(new_tokens, skip_special_tokens=True)
+        answers += _without_thoughts(processor, written, texts)
     model.train(was_training)
-    return [text.strip() for text in answers]
+    return answers
 
 
 def evaluate(
@@ -76,11 +84,15 @@ def evaluate(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 16,
+    enable_thinking: bool | None = None,
 ) -> dict[str, dict[str, float]]:
     """Exact match by kind of question, with blank- and shuffled-image controls.
 
+    Answers are compared without thoughts, on both sides.
+
     Args:
         dataset: rows of `images`, `prompt`, `completion` and, where there are several, `kind`.
+        enable_thinking: as in `answer`.
 
     Returns:
         kind -> `KindResult` as a dict; rows without a kind count under "all".
@@ -91,6 +103,7 @@ def evaluate(
     if len(dataset) < 2:
         raise ValueError(f"Evaluation needs at least 2 rows (to shuffle images between them), got {len(dataset)}.")
     rows = list(dataset)
+    targets = _without_thoughts(processor, [message_text(row["completion"][-1]) for row in rows], [""] * len(rows))
     hits: dict[str, dict[str, list[bool]]] = {}
     for control in CONTROLS:
         conversations = [
@@ -103,11 +116,11 @@ def evaluate(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             description=f"Evaluating ({control.replace('_', ' ')})",
+            enable_thinking=enable_thinking,
         )
         by_kind: dict[str, list[bool]] = defaultdict(list)
-        for row, text in zip(rows, written, strict=True):
-            hit = normalise(text) == normalise(message_text(row["completion"][-1]))
-            by_kind[row.get("kind") or "all"].append(hit)
+        for row, text, target in zip(rows, written, targets, strict=True):
+            by_kind[row.get("kind") or "all"].append(normalise(text) == normalise(target))
         hits[control] = by_kind
     return {
         kind: asdict(
@@ -129,6 +142,12 @@ def message_text(message: dict[str, Any]) -> str:
     """The text of a message, whether its content is a string or blocks."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(block.get("text") or "" for block in content)
+
+
+def _without_thoughts(processor: ProcessorMixin, texts: list[str], prompts: list[str]) -> list[str]:
+    """What was answered to each prompt, which may have opened a thought."""
+    messages = processor.parse_response(texts, RESPONSE_TEMPLATE, prefix=prompts)
+    return [message["content"] for message in messages]
 
 
 def _with_placeholders(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:

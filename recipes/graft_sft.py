@@ -32,12 +32,21 @@ class GraftArguments(DataArguments):
     """What a run needs beside TRL's `SFTConfig` and `ModelConfig`."""
 
     trainable: list[str] = field(
-        default_factory=lambda: [r"\bconnector\b"],
-        metadata={"help": "regular expressions on parameter names to train; ignored with LoRA, which decides itself"},
+        default_factory=list,
+        metadata={
+            "help": "regular expressions on parameter names to train; default: the new part; ignored with LoRA, "
+            "which decides itself"
+        },
     )
     learning_rates: list[str] = field(
         default_factory=list,
         metadata={"help": r"EXPRESSION=RATE for parameters with a learning rate of their own: '\bconnector\b=2e-5'"},
+    )
+    image_min_pixels: int | None = field(
+        default=None, metadata={"help": "least pixels of an image, for towers of dynamic resolution"}
+    )
+    image_max_pixels: int | None = field(
+        default=None, metadata={"help": "most pixels of an image; larger ones are scaled down"}
     )
     generative_eval_rows: int = field(
         default=0, metadata={"help": "held-out rows answered before and after training, with image controls"}
@@ -58,9 +67,13 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     if data.refused and training_args.process_index == 0:
         report = write_refused(data.refused, Path(training_args.output_dir))
         console.print(f"{len(data.refused)} rows were refused; {report} lists each with its index and the reason.")
+    budget = {"min_pixels": graft_args.image_min_pixels, "max_pixels": graft_args.image_max_pixels}
+    budget = {name: pixels for name, pixels in budget.items() if pixels is not None}
     processor = AutoProcessor.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True, **budget
     )
+    if budget and "longest_edge" not in processor.image_processor.size:
+        raise ValueError(f"This tower reads images of one size; leave out {', '.join(f'image_{n}' for n in budget)}.")
     model = AutoModelForImageTextToText.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -82,7 +95,8 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
         learning_rates=parse_learning_rates(graft_args.learning_rates),
     )
     first_rows = [data.train[index] for index in range(min(training_args.per_device_train_batch_size, len(data.train)))]
-    report = preflight(trainer.model, processor, trainer.data_collator(first_rows))
+    first_batch = trainer.data_collator(first_rows)
+    report = preflight(trainer.model, processor, first_batch, without_thinking=graft_args.strip_thinking)
     report.show(console)
 
     metrics = {}
@@ -91,7 +105,8 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     def answer_held_out_rows(when: str) -> None:
         if len(rows) and trainer.is_world_process_zero():
             tokens = graft_args.generative_eval_tokens
-            metrics[when] = evaluate(trainer.model, processor, rows, max_new_tokens=tokens)
+            switch = False if graft_args.strip_thinking else None
+            metrics[when] = evaluate(trainer.model, processor, rows, max_new_tokens=tokens, enable_thinking=switch)
             console.print(f"Exact match {when} training: {metrics[when]}", highlight=False)
         trainer.accelerator.wait_for_everyone()
 

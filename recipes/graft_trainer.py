@@ -3,11 +3,13 @@
 - The head runs on supervised positions only, on every device. TRL's fused head leaves the others out on GPUs with
   Triton and scores all of them elsewhere, which on a CPU costs more than the rest of the step.
 - Separate learning rates by part of the model.
+- Whole conversations are rendered with their `chat_template_kwargs`, as prompts and completions are.
 - The model card of the repository that training started from goes along with every checkpoint, instead of a card
   without licence, task and `trust_remote_code`.
 """
 
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,34 @@ from huggingface_hub import ModelCard
 from torch import nn
 from torch.nn import functional
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from .thinking_data import TEMPLATE_COLUMN
+
+
+class GraftDataCollator(DataCollatorForVisionLanguageModeling):
+    """TRL's collator for images, which reads the column `chat_template_kwargs` of conversations too.
+
+    TRL heeds it in rows of prompt and completion and in data without images, and nowhere else.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch.
+
+        Raises:
+            ValueError: conversations that ask for different template arguments.
+        """
+        asked = [example.get(TEMPLATE_COLUMN) or {} for example in examples]
+        if "messages" not in examples[0] or not any(asked):
+            return super().torch_call(examples)
+        if different := sum(kwargs != asked[0] for kwargs in asked):
+            raise ValueError(
+                f"{different} of {len(asked)} conversations of a batch differ from the first in `{TEMPLATE_COLUMN}`; "
+                "a batch is rendered with one set. Give all rows the same, or train on prompt and completion."
+            )
+        switches = "".join(f"{{%- set {name} = {value!r} -%}}" for name, value in asked[0].items())
+        template = switches + (self.chat_template or self.processor.chat_template)
+        return DataCollatorForVisionLanguageModeling.torch_call(replace(self, chat_template=template), examples)
 
 
 class GraftSFTTrainer(SFTTrainer):
@@ -29,6 +59,9 @@ class GraftSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, learning_rates: dict[str, float] | None = None, **kwargs: Any) -> None:
         self.learning_rates = learning_rates or {}
         super().__init__(*args, **kwargs)
+        if type(self.data_collator) is DataCollatorForVisionLanguageModeling:
+            settings = {field.name: getattr(self.data_collator, field.name) for field in fields(self.data_collator)}
+            self.data_collator = GraftDataCollator(**settings)
 
     def compute_loss(
         self,

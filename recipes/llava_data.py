@@ -24,6 +24,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..processing.guarded_images import ImageProblem, open_image
 from ..processing.qwen_tokenizer import QWEN3_SPECIAL_TOKENS
+from ..processing.thinking import EMPTY_ANSWER, NESTED, UNCLOSED, ThoughtProblem, split_thought
+from .thinking_data import TEMPLATE_COLUMN, TEMPLATE_FEATURE, WITHOUT_THINKING
 
 Turns = Literal["first", "all"]
 
@@ -41,6 +43,7 @@ _CONTROL_TOKENS = re.compile("|".join(re.escape(token) for token, special in QWE
 # One Arrow schema for every row: an image block has no text.
 _MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 _VERDICT = {"reason": Value("string"), "detail": Value("string")}
+_THOUGHT_PROBLEMS = (UNCLOSED, NESTED, EMPTY_ANSWER)
 _COLUMNS = {"first": ("prompt", "completion"), "all": ("messages",)}
 
 
@@ -50,7 +53,7 @@ class RefusedRow:
 
     Attributes:
         index: of the row in the file, from 0.
-        reason: one of this module's reasons or of `ImageProblem`'s.
+        reason: one of this module's reasons, of `ImageProblem`'s or of `ThoughtProblem`'s.
         detail: what exactly was found.
     """
 
@@ -68,12 +71,14 @@ class LlavaData:
         eval: the same, held out; `None` for `eval_ratio=0`.
         refused: rows left out, in file order.
         total: rows taken from the file, `len(train) + len(eval) + len(refused)`.
+        stripped_thoughts: answers of the rows kept that had a thought taken out.
     """
 
     train: Dataset
     eval: Dataset | None
     refused: list[RefusedRow]
     total: int
+    stripped_thoughts: int
 
 
 def load_llava(
@@ -85,6 +90,7 @@ def load_llava(
     seed: int = 42,
     turns: Turns = "first",
     on_bad_row: Literal["stop", "skip"] = "stop",
+    strip_thinking: bool = False,
     num_proc: int | None = None,
 ) -> LlavaData:
     """Read, check and split a LLaVA file.
@@ -98,6 +104,9 @@ def load_llava(
         turns: "first" for columns `prompt`, `completion` and `images` (the first question and its answer: alignment),
             "all" for `messages` and `images` (the whole conversation: instruction tuning).
         on_bad_row: "stop" raises if a row is refused, "skip" leaves it out and reports it.
+        strip_thinking: take `<think>…</think>` out of answers, and ask the chat template for an empty thought in the
+            column `chat_template_kwargs`. A row where that cannot be done is left out and reported whatever
+            `on_bad_row` says: a data set of generated thoughts has some that were cut off.
         num_proc: processes that check rows and decode images.
 
     Raises:
@@ -122,11 +131,12 @@ def load_llava(
     rows = read_llava(data_file)
     if max_samples is not None and max_samples < len(rows):
         rows = rows.select(np.sort(rng.permutation(len(rows))[:max_samples]))
-    good, refused = check_rows(rows, image_root, turns=turns, num_proc=num_proc)
-    if refused and (on_bad_row == "stop" or not len(good)):
+    good, refused = check_rows(rows, image_root, turns=turns, strip_thinking=strip_thinking, num_proc=num_proc)
+    stopping = [row for row in refused if row.reason not in _THOUGHT_PROBLEMS]
+    if (stopping and on_bad_row == "stop") or not len(good):
         raise ValueError(
             f"{len(refused):,} of {len(rows):,} rows of {data_file.name} cannot be used: {summarize_refused(refused)}. "
-            f"The first: {refused[0].detail} Nothing was trained. Repair the rows or files"
+            f"The first: {(stopping or refused)[0].detail} Nothing was trained. Repair the rows or files"
             + (f', or pass `on_bad_row="skip"` to go on with the other {len(good):,}.' if len(good) else ".")
         )
 
@@ -136,12 +146,14 @@ def load_llava(
         raise ValueError(
             f"`eval_ratio={eval_ratio}` of {len(good)} rows leaves none to train on. Give more rows or `eval_ratio=0`."
         )
-    good = with_images(good, image_root)
+    stripped_thoughts = sum(good["stripped_thoughts"][:])
+    good = with_images(good.remove_columns("stripped_thoughts"), image_root)
     return LlavaData(
         train=good.select(np.sort(order[held_out:])),
         eval=good.select(np.sort(order[:held_out])) if held_out else None,
         refused=refused,
         total=len(rows),
+        stripped_thoughts=stripped_thoughts,
     )
 
 
@@ -189,7 +201,12 @@ def _keeps_text(conversations: Any) -> bool:
 
 
 def check_rows(
-    rows: Dataset, image_root: Path, *, turns: Turns = "first", num_proc: int | None = None
+    rows: Dataset,
+    image_root: Path,
+    *,
+    turns: Turns = "first",
+    strip_thinking: bool = False,
+    num_proc: int | None = None,
 ) -> tuple[Dataset, list[RefusedRow]]:
     """Parse every row and decode every image file that the rows name, each file once.
 
@@ -199,19 +216,22 @@ def check_rows(
         rows: of `read_llava`, or a part of them.
         image_root: folder that no image may leave.
         turns: as in `load_llava`.
+        strip_thinking: as in `load_llava`.
         num_proc: processes to use.
 
     Returns:
-        The good rows, `images` still file names, and the refused ones in file order.
+        The good rows, `images` still file names, with the number of their `stripped_thoughts`, and the refused ones in
+        file order.
     """
     columns = _COLUMNS[turns]
+    kept = {"images": List(Value("string")), "stripped_thoughts": Value("int64")}
+    if strip_thinking:
+        kept[TEMPLATE_COLUMN] = TEMPLATE_FEATURE
     parsed = rows.map(
         _parse_row,
-        fn_kwargs={"turns": turns},
+        fn_kwargs={"turns": turns, "strip_thinking": strip_thinking},
         remove_columns=rows.column_names,
-        features=Features(
-            dict.fromkeys(columns, _MESSAGES) | {"images": List(Value("string")), "index": Value("int64")} | _VERDICT
-        ),
+        features=Features(dict.fromkeys(columns, _MESSAGES) | kept | {"index": Value("int64")} | _VERDICT),
         num_proc=num_proc,
         load_from_cache_file=False,
         desc="Checking conversations",
@@ -227,7 +247,7 @@ def check_rows(
             good.append(row)
         else:
             refused.append(RefusedRow(index, *verdict))
-    return parsed.select(good).select_columns([*columns, "images"]), refused
+    return parsed.select(good).select_columns([*columns, *kept]), refused
 
 
 def summarize_refused(refused: Iterable[RefusedRow], first: int = 5) -> str:
@@ -292,15 +312,22 @@ class _RefusalError(ValueError):
     """Why a row's text cannot be used: reason, detail."""
 
 
-def _parse_row(row: dict[str, Any], turns: Turns) -> dict[str, Any]:
+def _parse_row(row: dict[str, Any], turns: Turns, strip_thinking: bool) -> dict[str, Any]:
     """One row to its columns, `reason` and `detail` set where it cannot be used."""
-    parsed = {"index": row["index"], "images": [], "reason": None, "detail": None}
+    parsed = {"index": row["index"], "images": [], "stripped_thoughts": 0, "reason": None, "detail": None}
     parsed |= {column: [] for column in _COLUMNS[turns]}
+    if strip_thinking:
+        parsed[TEMPLATE_COLUMN] = WITHOUT_THINKING
     try:
         images = _image_names(row.get("image"))
         spoken = _speech(row["conversations"])
-        messages = _to_messages(_first_exchange(spoken) if turns == "first" else _whole_conversation(spoken), images)
-    except _RefusalError as refusal:
+        spoken = _first_exchange(spoken) if turns == "first" else _whole_conversation(spoken)
+        if strip_thinking:
+            split = [split_thought(text) if speaker == "gpt" else (None, text) for speaker, text in spoken]
+            parsed["stripped_thoughts"] = sum(thought is not None for thought, _ in split)
+            spoken = [(speaker, text) for (speaker, _), (_, text) in zip(spoken, split, strict=True)]
+        messages = _to_messages(spoken, images)
+    except (_RefusalError, ThoughtProblem) as refusal:
         reason, detail = refusal.args
         return parsed | {"reason": reason, "detail": f"Row {row['index']}: {detail}."}
     if turns == "first":

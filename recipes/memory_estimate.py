@@ -65,6 +65,7 @@ def describe(
         "model_type": config.model_type,
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
         "tokens_per_image": getattr(config, "num_image_tokens", None),
+        "pixels_per_image_token": getattr(config, "image_token_pixels", 0) ** 2 or None,
         "memory_bytes": asdict(
             MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
         ),

@@ -1,7 +1,8 @@
 """What must hold before a vision run spends its first step.
 
 Each of these once passed in silence: a text template that renders every content block empty, an image placeholder
-under supervision, a stop token that is never learned, LoRA on the vision tower, nothing to train at all.
+under supervision, a stop token that is never learned, a thought that was to be left out, LoRA on the vision tower,
+nothing to train at all.
 """
 
 from collections import defaultdict
@@ -12,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 END_OF_TURN = "<|im_end|>"
+THINKING_TAGS = ("<think>", "</think>")
 
 
 @dataclass
@@ -54,12 +56,20 @@ class Preflight:
         console.print(f"  reads   {self.text!r}\n  learns  {self.supervised!r}", markup=False, highlight=False)
 
 
-def preflight(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor]) -> Preflight:
+def preflight(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: dict[str, torch.Tensor],
+    *,
+    without_thinking: bool = False,
+) -> Preflight:
     """Check one collated batch against the model.
 
     Args:
         model: a graft or any vision-language model of transformers, with or without PEFT.
         batch: what the data collator gives, `labels` included.
+        without_thinking: the data has no thoughts, so no thinking token may be learned, and each row has an empty
+            thought before its answer.
 
     Raises:
         ValueError: any of the conditions fails; the message says which, with counts, and what to do.
@@ -92,6 +102,8 @@ def preflight(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str
             f"{END_OF_TURN} is not supervised in {len(unstopped)} of {len(ids_BS)} rows (rows {unstopped[:5]}): the "
             "model would not learn to stop. Put it inside the template's generation markers, and do not truncate."
         )
+    if without_thinking:
+        _check_without_thinking(tokenizer, ids_BS, labels_BS)
     placeholders = int((ids_BS == image_token_id).sum())
     features = _count_features(model, batch)
     if placeholders != features:
@@ -115,6 +127,23 @@ def preflight(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str
         parameters=parameters,
         lora_modules=_lora_modules(model),
     )
+
+
+def _check_without_thinking(tokenizer: PreTrainedTokenizerBase, ids_BS: torch.Tensor, labels_BS: torch.Tensor) -> None:
+    tag_ids = ids_BS.new_tensor(tokenizer.convert_tokens_to_ids(list(THINKING_TAGS)))
+    learned = int(torch.isin(labels_BS, tag_ids).sum())
+    if learned:
+        raise ValueError(
+            f"{learned} thinking tokens ({', '.join(THINKING_TAGS)}) of the first batch are supervised, though the "
+            "data was stripped of thoughts. Use this package's chat template (`processing.load_chat_template()`)."
+        )
+    missing = [row for row, ids in enumerate(ids_BS) if not torch.isin(tag_ids, ids).all()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(ids_BS)} rows of the first batch have no empty thought before the answer (rows "
+            f"{missing[:5]}): the chat template ignores `enable_thinking=False`. Use this package's "
+            "(`processing.load_chat_template()`)."
+        )
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:

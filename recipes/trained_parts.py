@@ -9,9 +9,13 @@ from transformers import PreTrainedModel
 def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
     """Freeze all but the parameters whose name matches; those train in float32 whatever the rest is loaded in.
 
+    Args:
+        trainable: regular expressions; without one, the modules that the graft adds.
+
     Raises:
         ValueError: an expression that matches no parameter.
     """
+    trainable = trainable or [rf"\b{module}\b" for module in model.graft_modules]
     names = [name for name, _ in model.named_parameters()]
     for pattern in trainable:
         if not any(re.search(pattern, name) for name in names):

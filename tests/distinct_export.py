@@ -1,28 +1,35 @@
 """A tiny export whose weights vary enough that tokens, rows and images differ in what is generated."""
 
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
 from PIL import Image
 
-from qwen_grafts.configuration import preset_config
+from qwen_grafts.configuration import GRAFTS, preset_config
+from qwen_grafts.configuration.presets import NUM_SPECIAL_TOKENS, TINY_VOCAB_SIZE
 from qwen_grafts.hub_cards import export_repository
-from qwen_grafts.hub_cards.graft_parts import build_processor, generation_config
-from qwen_grafts.modeling import Qwen3PerceiverVLM
+from qwen_grafts.hub_cards.graft_parts import build_processor, generation_config, graft_class
+from qwen_grafts.processing import build_qwen_tokenizer
+
+VISION_PRESETS = ("perceiver-vlm-tiny", "vision-bridge-tiny")
 
 
-def export_distinct(folder: Path, seed: int = 0) -> Path:
-    """Export `perceiver-vlm-tiny` with every matrix drawn anew, and a noise image `image.png` beside the folder."""
+def export_distinct(folder: Path, preset: str, seed: int = 0) -> Path:
+    """Export a tiny preset with every matrix drawn anew, and a noise image `image.png` beside the folder."""
     torch.manual_seed(seed)
-    config = preset_config("perceiver-vlm-tiny")
-    model = Qwen3PerceiverVLM(config)
+    config = preset_config(preset)
+    model = graft_class(GRAFTS[config.model_type], "AutoModelForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
-    processor = build_processor(config)
+    # Merges fill the vocabulary: every id that is generated has a text.
+    words = [str(topic) for topic in topics.values()][:20]
+    processor = build_processor(config, build_qwen_tokenizer(TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS, words))
     model.generation_config = generation_config(processor.tokenizer)
-    noise = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    # Whole merged patches: without torchvision, as beside vLLM, another resampling would give other pixels.
+    noise = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "image.png")
     return export_repository(model.eval(), processor, folder / "export")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distinct_export import export_distinct
+from distinct_export import VISION_PRESETS, export_distinct
 
 TASK = """\
 task: tiny_choice
@@ -24,8 +24,9 @@ metric_list:
 
 
 @pytest.mark.slow
-def test_lm_eval_runs_on_an_export(tmp_path):
-    export = export_distinct(tmp_path)
+@pytest.mark.parametrize("preset", VISION_PRESETS)
+def test_lm_eval_runs_on_an_export(preset, tmp_path):
+    export = export_distinct(tmp_path, preset)
     data = tmp_path / "rows.json"
     rows = [{"question": f"Is {n} even?", "choices": [" yes", " no"], "answer": n % 2} for n in range(6)]
     data.write_text(json.dumps(rows))

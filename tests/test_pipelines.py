@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 
-from distinct_export import export_distinct
+import pytest
+from distinct_export import VISION_PRESETS, export_distinct
 
 SCRIPT = """
 import json, sys
@@ -34,8 +35,9 @@ print(json.dumps([ask(image), ask(blank), reading([{"role": "user", "content": "
 """
 
 
-def test_pipelines_answer(tmp_path):
-    export = export_distinct(tmp_path)
+@pytest.mark.parametrize("preset", VISION_PRESETS)
+def test_pipelines_answer(preset, tmp_path):
+    export = export_distinct(tmp_path, preset)
     child = subprocess.run(
         [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png"],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},

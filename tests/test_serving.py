@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from distinct_export import export_distinct
+from distinct_export import VISION_PRESETS, export_distinct
 from test_supported_versions import answers
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +18,9 @@ def until_stop(tokens: list[int], stops: set[int]) -> list[int]:
 
 
 @pytest.mark.serve
-def test_vllm_gives_the_tokens_of_generate(tmp_path):
-    export = export_distinct(tmp_path)
+@pytest.mark.parametrize("preset", VISION_PRESETS)
+def test_vllm_gives_the_tokens_of_generate(preset, tmp_path):
+    export = export_distinct(tmp_path, preset)
     expected = answers(export)["greedy"]
     child = subprocess.run(
         [ROOT / ".venv-serve/bin/python", ROOT / "tests/children/serve_with_vllm.py", export, tmp_path / "image.png"],

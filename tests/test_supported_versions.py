@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distinct_export import export_distinct
+from distinct_export import VISION_PRESETS, export_distinct
 
 ROOT = Path(__file__).parents[1]
 # What transformers 5.16.1 needs that the newest does not: another hub client, and httpx.
@@ -27,12 +27,13 @@ def answers(export: Path, *overlay: str) -> dict:
 
 
 @pytest.mark.slow
-def test_oldest_and_newest_transformers_agree(tmp_path):
+@pytest.mark.parametrize("preset", VISION_PRESETS)
+def test_oldest_and_newest_transformers_agree(preset, tmp_path):
     overlay = ROOT / ".venv-oldest"
     if not (overlay / "transformers").is_dir():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(overlay)]
         subprocess.run([*pip, *OLDEST], check=True)
-    export = export_distinct(tmp_path)
+    export = export_distinct(tmp_path, preset)
     newest, oldest = answers(export), answers(export, str(overlay))
     assert (oldest["transformers"], newest["transformers"]) == ("5.16.1", "5.23.0")
     assert oldest["prompts"] == newest["prompts"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from qwen_grafts import Qwen3PerceiverVLM
 from qwen_grafts.hub_cards import CleanRoomError, export_preset, export_repository, verify
@@ -39,8 +40,12 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_tiny_export_passes(tiny: Path) -> None:
-    report = verify(tiny)
+@pytest.mark.parametrize(
+    ("preset", "part", "parameters"),
+    [("perceiver-vlm-tiny", "connector", 158_528), ("vision-bridge-tiny", "adapter", 24_704)],
+)
+def test_a_tiny_export_passes(preset: str, part: str, parameters: int, tmp_path: Path) -> None:
+    report = verify(export_preset(preset, tmp_path / "tiny"))
     checks = dict(report.checks)
     assert list(checks) == [
         "files",
@@ -55,24 +60,38 @@ def test_a_tiny_export_passes(tiny: Path) -> None:
     ]
     for auto in ("AutoModel ", "AutoModelForCausalLM", "AutoModelForImageTextToText"):
         assert auto in checks["classes"]
-    assert report.parameters["connector"] == 158_528
+    assert report.parameters[part] == parameters
     assert "fit to publish" in str(report)
 
 
-def test_a_configuration_only_export_builds_at_full_size(tmp_path: Path) -> None:
-    out = export_preset("perceiver-vlm-8b", tmp_path / "big", config_only=True)
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("perceiver-vlm-8b", {"connector": 82_445_824}),
+        (
+            "vision-bridge-4b",
+            {"vision_tower": 676_550_144, "adapter": 9_177_600, "language_model": 4_022_468_096, "lm_head": 0},
+        ),
+    ],
+)
+def test_a_configuration_only_export_builds_at_full_size(
+    preset: str, parameters: dict[str, int], tmp_path: Path
+) -> None:
+    out = export_preset(preset, tmp_path / "big", config_only=True)
     assert not list(out.glob("*.safetensors"))
     report = verify(out)
-    assert report.parameters["connector"] == 82_445_824
-    assert sum(report.parameters.values()) > 8_000_000_000
+    assert parameters.items() <= report.parameters.items()
+    assert sum(report.parameters.values()) > 4_000_000_000
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.slow
-def test_three_rounds_of_remote_loading_and_saving(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["perceiver-vlm-tiny", "vision-bridge-tiny"])
+def test_three_rounds_of_remote_loading_and_saving(preset: str, tmp_path: Path) -> None:
+    tiny = export_preset(preset, tmp_path / "tiny")
     command = [sys.executable, "-c", ROUNDS, str(tiny), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
-    model = Qwen3PerceiverVLM.from_pretrained(tiny)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
     for number in range(3):
         report = verify(tmp_path / f"round{number}", reference=model)
         assert "no card" in dict(report.checks)["snippet"]
@@ -82,7 +101,7 @@ def test_three_rounds_of_remote_loading_and_saving(tiny: Path, tmp_path: Path) -
 
 
 def test_code_that_computes_something_else(copy: Path, edit: Edit) -> None:
-    edit(copy / "modeling_qwen3_perceiver.py", "[:, kept, :])", "[:, kept, :] * 1.001)")
+    edit(copy / "vision_language.py", "[:, kept, :])", "[:, kept, :] * 1.001)")
     message = refusal(copy)
     assert "the logits through AutoModelForCausalLM differ from the exported model's" in message
     assert "AutoModel " not in message  # the backbone is as it was

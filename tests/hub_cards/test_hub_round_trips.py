@@ -13,17 +13,61 @@ from loopback_hub import LoopbackHub, environment
 
 TOKEN = "hf_loopback"
 
+# What differs between the grafts; every script below starts with one of these.
+GRAFTS = {
+    "perceiver": """
+PRESET, PART, BACKBONE = "perceiver-vlm-tiny", "connector", "Qwen3PerceiverModel"
+
+def push_vision(config):
+    from transformers import SiglipImageProcessor, SiglipVisionModel
+    SiglipVisionModel(config.vision_config).push_to_hub("tester/vision")
+    SiglipImageProcessor(size={"height": 32, "width": 32}).push_to_hub("tester/vision")
+
+def graft(out):
+    from qwen_grafts.hub_cards import graft_perceiver_vlm
+    connector = '{"num_latents": 8, "num_heads": 2, "head_dim": 32}'
+    graft_perceiver_vlm("tester/vision", "tester/language", out, connector=connector)
+
+def inputs(config, rows):
+    import torch
+    ids = torch.arange(40)[None].repeat(rows, 1)
+    ids[:, 5:13] = config.image_token_id
+    return {"input_ids": ids, "pixel_values": torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+""",
+    "vision-bridge": """
+PRESET, PART, BACKBONE = "vision-bridge-tiny", "adapter", "Qwen3VisionBridgeModel"
+
+def push_vision(config):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    text = {"hidden_size": 192, "intermediate_size": 72, "num_hidden_layers": 1, "num_attention_heads": 6}
+    text |= {"num_key_value_heads": 1, "vocab_size": 200, "rope_parameters": rope}
+    config = Qwen2_5_VLConfig(vision_config=config.vision_config.to_dict(), text_config=text)
+    Qwen2_5_VLForConditionalGeneration(config).push_to_hub("tester/vision", max_shard_size="500KB")
+    Qwen2VLImageProcessor(patch_size=8).push_to_hub("tester/vision")
+
+def graft(out):
+    from qwen_grafts.hub_cards import graft_vision_bridge
+    graft_vision_bridge("tester/vision", "tester/language", out)
+
+def inputs(config, rows):
+    import torch
+    ids = torch.arange(40)[None].repeat(rows, 1)
+    ids[:, 5:11] = config.image_token_id
+    pixels = torch.randn(rows * 24, 384, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 6]] * rows)}
+""",
+}
+
 # Two base checkpoints on the Hub, as anyone would publish them.
 PUSH_BASES = """
-import sys
 import torch
-from transformers import Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionModel
+from transformers import Qwen3ForCausalLM
 from qwen_grafts.configuration import preset_config
 from qwen_grafts.processing import build_qwen_tokenizer
 torch.manual_seed(3)
-config = preset_config("perceiver-vlm-tiny")
-SiglipVisionModel(config.vision_config).push_to_hub("tester/vision")
-SiglipImageProcessor(size={"height": 32, "width": 32}).push_to_hub("tester/vision")
+config = preset_config(PRESET)
+push_vision(config)
 Qwen3ForCausalLM(config.text_config).push_to_hub("tester/language")
 build_qwen_tokenizer(486).push_to_hub("tester/language")
 """
@@ -31,17 +75,16 @@ GRAFT = """
 from pathlib import Path
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
-from qwen_grafts.hub_cards import export_folder, export_repository, graft_perceiver_vlm, push_repository
-whole, graft = Path("whole"), Path("graft")
-connector = '{"num_latents": 8, "num_heads": 2, "head_dim": 32}'
-graft_perceiver_vlm("tester/vision", "tester/language", whole, connector=connector)
+from qwen_grafts.hub_cards import export_folder, export_repository, push_repository
+whole, small = Path("whole"), Path("graft")
+graft(whole)
 bases = AutoConfig.from_pretrained(whole).base_models
 assert bases["vision"]["repo_id"] == "tester/vision" and bases["language"]["repo_id"] == "tester/language"
 assert all(len(base["revision"]) == 40 for base in bases.values())
-export_folder(whole, graft, graft_only=True)
-with safe_open(graft / "model.safetensors", "pt") as file:
-    assert all(name.startswith("model.connector.") for name in file.keys())
-push_repository(graft, "tester/graft-only")
+export_folder(whole, small, graft_only=True)
+with safe_open(small / "model.safetensors", "pt") as file:
+    assert all(name.startswith(f"model.{PART}.") for name in file.keys())
+push_repository(small, "tester/graft-only")
 model, processor = AutoModelForCausalLM.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
 model.model.language_model.norm.weight.data.mul_(2)
 try:
@@ -63,21 +106,20 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 assert "qwen_grafts" not in sys.modules
 whole = AutoModelForCausalLM.from_pretrained("whole", trust_remote_code=True)
-graft = AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True)
+small = AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True)
 AutoProcessor.from_pretrained("tester/graft-only", trust_remote_code=True)
-ids = torch.arange(40)[None].repeat(2, 1)
-ids[:, 5:13] = whole.config.image_token_id
-pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-assert torch.equal(whole(input_ids=ids, pixel_values=pixels).logits, graft(input_ids=ids, pixel_values=pixels).logits)
-eos = graft.generation_config.eos_token_id, whole.generation_config.eos_token_id
+batch = inputs(whole.config, 2)
+assert torch.equal(whole(**batch).logits, small(**batch).logits)
+eos = small.generation_config.eos_token_id, whole.generation_config.eos_token_id
 assert eos == ([488, 486], [488, 486]), eos
 eager = AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True, attn_implementation="eager")
-assert eager.model.connector.config._attn_implementation == "eager"
+assert eager.model.language_model.config._attn_implementation == "eager"
+assert eager.model.vision_tower.config._attn_implementation == "eager"
 backbone = AutoModel.from_pretrained("tester/graft-only", trust_remote_code=True)
-assert type(backbone).__name__ == "Qwen3PerceiverModel"
-graft.save_pretrained("again")
+assert type(backbone).__name__ == BACKBONE
+small.save_pretrained("again")
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
-assert torch.equal(again(input_ids=ids, pixel_values=pixels).logits, graft(input_ids=ids, pixel_values=pixels).logits)
+assert torch.equal(again(**batch).logits, small(**batch).logits)
 try:
     AutoModelForCausalLM.from_pretrained("tester/graft-only", trust_remote_code=True, device_map="cpu")
 except ValueError as error:
@@ -103,23 +145,20 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from qwen_grafts.hub_cards import export_preset, push_repository, set_adapter_base, write_card
-base = export_preset("perceiver-vlm-tiny", "base")
+base = export_preset(PRESET, "base")
 push_repository(base, "tester/base", verify_first=False)
 torch.manual_seed(1)
 model = get_peft_model(
     AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True),
     LoraConfig(
-        target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["connector"], task_type="CAUSAL_LM"
+        target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=[PART], task_type="CAUSAL_LM"
     ),
 )
 for name, parameter in model.named_parameters():
     if parameter.requires_grad:
         torch.nn.init.normal_(parameter, std=0.05)
 model.save_pretrained("adapter")
-ids = torch.arange(40)[None]
-ids[:, 5:13] = model.config.image_token_id
-pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-torch.save(model.eval()(input_ids=ids, pixel_values=pixels).logits.detach(), "logits.pt")
+torch.save(model.eval()(**inputs(model.config, 1)).logits.detach(), "logits.pt")
 try:
     write_card(Path("adapter"), repo_id="tester/adapter")
 except ValueError as error:
@@ -135,22 +174,19 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 assert "qwen_grafts" not in sys.modules
 wanted = torch.load("logits.pt")
-pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-ids = torch.arange(40)[None]
 for auto_class in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
     model = auto_class.from_pretrained("tester/adapter", trust_remote_code=True).eval()
-    ids[:, 5:13] = model.config.image_token_id
-    torch.testing.assert_close(model(input_ids=ids, pixel_values=pixels).logits, wanted)
+    torch.testing.assert_close(model(**inputs(model.config, 1)).logits, wanted)
 merged = AutoPeftModelForCausalLM.from_pretrained("tester/adapter", trust_remote_code=True).merge_and_unload()
 merged.push_to_hub("tester/merged")
 merged = AutoModelForCausalLM.from_pretrained("tester/merged", trust_remote_code=True).eval()
-torch.testing.assert_close(merged(input_ids=ids, pixel_values=pixels).logits, wanted, atol=1e-5, rtol=0)
+torch.testing.assert_close(merged(**inputs(merged.config, 1)).logits, wanted, atol=1e-5, rtol=0)
 """
 # transformers' own `push_to_hub`, from the package's classes and again from remote ones.
 PUSH_PLAIN = """
 from qwen_grafts.hub_cards import export_preset
 from transformers import AutoModelForCausalLM, AutoProcessor
-export_preset("perceiver-vlm-tiny", "tiny")
+export_preset(PRESET, "tiny")
 AutoModelForCausalLM.from_pretrained("tiny").push_to_hub("tester/plain")
 AutoProcessor.from_pretrained("tiny").push_to_hub("tester/plain")
 """
@@ -178,7 +214,8 @@ from qwen_grafts.recipes.graft_sft import main, parse
 from pathlib import Path
 import qwen_grafts.recipes.perceiver_vlm as recipes
 words = {
-    "config": Path(recipes.__file__).with_name("tiny.yaml"), "model_name_or_path": "tiny", "output_dir": "run",
+    "config": Path(recipes.__file__).with_name("tiny.yaml"), "trainable": PART,
+    "model_name_or_path": "tiny", "output_dir": "run",
     "task": "shapes", "task_shapes": 4, "max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no",
     "generative_eval_rows": 0, "push_to_hub": True, "hub_model_id": "tester/trained",
 }
@@ -209,11 +246,14 @@ def run(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
 
 
 @pytest.mark.slow
-def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(hub: LoopbackHub, tmp_path: Path) -> None:
-    message = run(PUSH_BASES + GRAFT, hub, tmp_path)
+@pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
+def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(
+    graft: str, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    message = run(graft + PUSH_BASES + GRAFT, hub, tmp_path)
     assert "1 tensors outside the graft are not those of its bases: model.language_model.norm.weight" in message
     run(MOVE_BASE, hub, tmp_path)
-    assert "cannot take device_map" in run(COMPARE, hub, tmp_path, home="stranger")
+    assert "cannot take device_map" in run(graft + COMPARE, hub, tmp_path, home="stranger")
     stored = hub.files("tester/graft-only")["model.safetensors"]
     whole = (tmp_path / "whole" / "model.safetensors").stat().st_size
     assert (len(stored) if isinstance(stored, bytes) else stored) < 0.3 * whole
@@ -224,23 +264,26 @@ def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(hub: Loopb
 
 
 @pytest.mark.slow
-def test_adapter_names_its_base_and_loads_by_name(hub: LoopbackHub, tmp_path: Path) -> None:
-    message = run(ADAPTER, hub, tmp_path)
+@pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
+def test_adapter_names_its_base_and_loads_by_name(graft: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    message = run(graft + ADAPTER, hub, tmp_path)
     assert "base_model_name_or_path" in message
     card = hub.read("tester/adapter", "README.md").decode()
     assert "base_model:\n- tester/base" in card
     assert "base_model_relation: adapter" in card
-    run(LOAD_ADAPTER, hub, tmp_path, home="stranger")
+    run(graft + LOAD_ADAPTER, hub, tmp_path, home="stranger")
 
 
 @pytest.mark.slow
-def test_push_to_hub_carries_code_whoever_calls_it(hub: LoopbackHub, tmp_path: Path) -> None:
-    run(PUSH_PLAIN, hub, tmp_path)
+@pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
+def test_push_to_hub_carries_code_whoever_calls_it(graft: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    run(graft + PUSH_PLAIN, hub, tmp_path)
     run(PUSH_AGAIN, hub, tmp_path, home="stranger")
-    run(TRAIN_AND_PUSH, hub, tmp_path)
+    run(graft + TRAIN_AND_PUSH, hub, tmp_path)
     for repository in ("plain", "round0", "round1", "round2", "trained"):
         files = hub.files(f"tester/{repository}")
-        assert {"modeling_qwen3_perceiver.py", "processing_qwen3_perceiver.py", "soft_tokens.py"} <= set(files)
+        assert {"vision_language.py", "vision_language_processing.py", "soft_tokens.py"} <= set(files)
+        assert sum(name.startswith(("modeling_qwen3_", "processing_qwen3_")) for name in files) == 2
         for name in ("config.json", "processor_config.json"):  # "owner/name--module" would lean on another repository
             assert "--" not in hub.read(f"tester/{repository}", name).decode(), f"{repository}/{name}"
     card = hub.read("tester/trained", "README.md").decode()

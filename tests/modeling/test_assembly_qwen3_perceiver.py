@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.model_contract import generator, randomize, rewrite_weights
+from base_checkpoints import language_checkpoint, saved
+from contracts.model_contract import generator, rewrite_weights
 from huggingface_hub import HfApi, constants
 from loopback_hub import LoopbackHub, environment
 from tiny_perceiver import (
@@ -27,7 +28,6 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
-    Qwen3ForCausalLM,
     Siglip2Config,
     Siglip2Model,
     Siglip2VisionModel,
@@ -38,23 +38,11 @@ from transformers import (
     TimmWrapperModel,
 )
 
-from qwen_grafts.configuration.presets import tiny_qwen3_text_config
 from qwen_grafts.modeling import Qwen3PerceiverVLM
 
 TEXT_HALF = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1}
 CONNECTOR = {"num_latents": 5, "depth": 1, "num_heads": 2, "head_dim": 16, "position_encoding": "sincos2d"}
 IDS = torch.tensor([[5, 6, START_ID, *[IMAGE_ID] * 5, END_ID, 7, 8, 9]])
-
-
-def saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    randomize(model)
-    model.eval().save_pretrained(folder)
-    return model
-
-
-def language(folder: Path, dtype: torch.dtype = torch.float32, **overrides: Any) -> Qwen3ForCausalLM:
-    config = tiny_qwen3_text_config(vocab_size=160, hidden_size=64, pad_token_id=0, eos_token_id=1, **overrides)
-    return saved(Qwen3ForCausalLM._from_config(config, dtype=dtype), folder)
 
 
 def vision(kind: str, folder: Path) -> PreTrainedModel:
@@ -90,7 +78,7 @@ def assemble(folder: Path, **options: Any) -> Qwen3PerceiverVLM:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ["siglip", "siglip_vision", "siglip2", "siglip2_vision", "timm_vit", "timm_convnet"])
 def test_parts_keep_their_weights(kind: str, tied: bool, tmp_path: Path) -> None:
-    tower, lm = vision(kind, tmp_path / "vision"), language(tmp_path / "language", tie_word_embeddings=tied)
+    tower, lm = vision(kind, tmp_path / "vision"), language_checkpoint(tmp_path / "language", tie_word_embeddings=tied)
     model = assemble(tmp_path)
     assert not model.training
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
@@ -121,7 +109,7 @@ def test_parts_keep_their_weights(kind: str, tied: bool, tmp_path: Path) -> None
 
 def test_connector_is_new_and_the_rest_comes_along(tmp_path: Path) -> None:
     vision("siglip_vision", tmp_path / "vision")
-    lm = language(tmp_path / "language", dtype=torch.bfloat16)
+    lm = language_checkpoint(tmp_path / "language", dtype=torch.bfloat16)
     lm.generation_config.temperature = 0.3
     lm.generation_config.do_sample = True
     lm.generation_config.save_pretrained(tmp_path / "language")
@@ -140,7 +128,7 @@ def test_connector_is_new_and_the_rest_comes_along(tmp_path: Path) -> None:
 
 def test_assembled_model_trains_and_generates(tmp_path: Path) -> None:
     vision("siglip", tmp_path / "vision")
-    language(tmp_path / "language")
+    language_checkpoint(tmp_path / "language")
     model = assemble(tmp_path)
     pictures = images("siglip")
     model.model.vision_tower.requires_grad_(False)
@@ -155,7 +143,7 @@ def test_assembled_model_trains_and_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["language", "vision"])
 def test_a_missing_tensor_is_refused(where: str, tmp_path: Path) -> None:
     vision("siglip", tmp_path / "vision")
-    language(tmp_path / "language")
+    language_checkpoint(tmp_path / "language")
     part = {"language": "layers.1.mlp.up_proj.weight", "vision": "encoder.layers.1.mlp.fc1.weight"}[where]
 
     def remove(tensors: dict[str, torch.Tensor]) -> None:
@@ -168,7 +156,7 @@ def test_a_missing_tensor_is_refused(where: str, tmp_path: Path) -> None:
 
 def test_wrong_kinds_are_refused(tmp_path: Path) -> None:
     vision("siglip_vision", tmp_path / "vision")
-    language(tmp_path / "language")
+    language_checkpoint(tmp_path / "language")
     small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 20}
     saved(GPT2LMHeadModel(GPT2Config(**small)), tmp_path / "gpt2")
     bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -184,7 +172,7 @@ def test_wrong_kinds_are_refused(tmp_path: Path) -> None:
 def test_token_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     """Qwen3's own ids are the default; a language model with fewer rows needs its own."""
     vision("siglip_vision", tmp_path / "vision")
-    language(tmp_path / "language")
+    language_checkpoint(tmp_path / "language")
     with pytest.raises(ValueError, match="=151655 is outside the language model's vocabulary"):
         assemble(tmp_path, image_token_id=151655)
 
@@ -194,7 +182,7 @@ def test_timm_labels_survive(tmp_path: Path) -> None:
     labels = {"num_classes": 3, "label_names": ["a", "b", "c"]}
     config = TimmWrapperConfig.from_dict(timm_vit_config().to_dict() | labels)
     saved(TimmWrapperModel(config), tmp_path / "vision")
-    language(tmp_path / "language")
+    language_checkpoint(tmp_path / "language")
     assemble(tmp_path).save_pretrained(tmp_path / "assembled")
     loaded = Qwen3PerceiverVLM.from_pretrained(tmp_path / "assembled")
     assert loaded.config.vision_config.id2label == {0: "a", 1: "b", 2: "c"}
@@ -215,7 +203,7 @@ def test_commits_of_hub_repositories_are_recorded(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     vision("siglip", tmp_path / "vision")
-    lm = language(tmp_path / "language")
+    lm = language_checkpoint(tmp_path / "language")
     commits = {}
     options = {"connector_config": CONNECTOR, "image_token_id": IMAGE_ID}
     options |= {"vision_start_token_id": START_ID, "vision_end_token_id": END_ID}

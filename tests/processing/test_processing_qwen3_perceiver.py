@@ -18,6 +18,7 @@ PAD, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 FIRST_SPECIAL_ID = 300
 TOKENS = 5
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+SWITCHES = [{}, {"enable_thinking": True}, {"enable_thinking": False}]
 
 Messages = list[dict[str, Any]]
 
@@ -131,7 +132,7 @@ def test_a_placeholder_in_user_text_is_refused(
 
 
 def test_a_tokenizer_without_the_placeholder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"splits the image placeholder '<\|image_pad\|>' into \d+ tokens"):
+    with pytest.raises(ValueError, match=r"lacks 3 of 3 vision tokens: <\|image_pad\|>, <\|vision_start\|>"):
         Qwen3PerceiverProcessor(SiglipImageProcessor(), Qwen2Tokenizer())
 
 
@@ -217,27 +218,40 @@ def test_image_url_blocks_and_empty_content(processor: Qwen3PerceiverProcessor) 
     )
 
 
-@pytest.mark.parametrize("thinking", [{}, {"enable_thinking": True}, {"enable_thinking": False}], ids=str)
-def test_thinking_switch(processor: Qwen3PerceiverProcessor, thinking: dict[str, bool]) -> None:
-    thought = EMPTY_THOUGHT if thinking.get("enable_thinking") is False else ""
+@pytest.mark.parametrize(
+    ("thinking", "opening", "closing"),
+    [
+        ({}, "", ""),
+        ({"enable_thinking": None}, "", ""),
+        ({"enable_thinking": True}, "<think>\n", "</think>\n\n"),
+        ({"enable_thinking": False}, EMPTY_THOUGHT, ""),
+    ],
+    ids=str,
+)
+def test_thinking_switch(
+    processor: Qwen3PerceiverProcessor, thinking: dict[str, bool | None], opening: str, closing: str
+) -> None:
+    """True opens the block, as phase 2 of the vision bridge asks; stock Qwen3 leaves that to the model."""
     prompt = "<|im_start|>user\nQ<|im_end|>\n"
-    start = f"<|im_start|>assistant\n{thought}"
+    start = f"<|im_start|>assistant\n{opening}"
     assert render(processor, [user("Q")], add_generation_prompt=True, **thinking) == prompt + start
     assert render(processor, [user("Q")], **thinking) == prompt
-    assert render(processor, [user("Q"), assistant("A")], **thinking) == prompt + start + "A<|im_end|>\n"
+    assert render(processor, [user("Q"), assistant("A")], **thinking) == f"{prompt}{start}{closing}A<|im_end|>\n"
 
 
 def test_thoughts_of_earlier_turns_are_dropped(processor: Qwen3PerceiverProcessor) -> None:
+    """Of the last turn too where thinking is off: the prompt has an empty thought, and a turn has one thought."""
     messages = [
         user("Q"),
         assistant("A", reasoning_content="first"),
         user("R"),
         assistant("B", reasoning_content="second"),
     ]
-    text = render(processor, messages, enable_thinking=False)
-    assert "first" not in text
-    assert text.endswith("<|im_start|>assistant\n<think>\nsecond\n</think>\n\nB<|im_end|>\n")
-    assert EMPTY_THOUGHT not in text
+    for thinking, thought in zip(SWITCHES, ["second\n", "second\n", "\n"], strict=True):
+        text = render(processor, messages, **thinking)
+        assert "first" not in text
+        assert text.endswith(f"<|im_start|>assistant\n<think>\n{thought}</think>\n\nB<|im_end|>\n")
+        assert text.count("<think>") == 1
 
 
 @pytest.mark.parametrize(
@@ -262,9 +276,11 @@ def supervised(processor: Qwen3PerceiverProcessor, inputs: Any, row: int = 0) ->
 def test_supervised_tokens(processor: Qwen3PerceiverProcessor) -> None:
     """Every answer with its `<|im_end|>`, nothing else: no image token, no header, no empty thought."""
     messages = [user(picture(), "Q"), assistant("A b"), user("R", picture(1)), assistant("C")]
-    for thinking in ({}, {"enable_thinking": False}):
+    for thinking in SWITCHES:
         inputs = tokenized(processor, messages, mask=True, **thinking)
-        assert supervised(processor, inputs) == "A b<|im_end|>C<|im_end|>"
+        # A prompt that opens the block leaves closing it to the answer.
+        closing = "</think>\n\n" if thinking.get("enable_thinking") else ""
+        assert supervised(processor, inputs) == f"A b<|im_end|>{closing}C<|im_end|>"
         assert not (inputs["input_ids"][inputs["assistant_masks"].bool()] == processor.image_token_id).any()
 
 
@@ -279,22 +295,33 @@ def test_supervised_tokens_of_a_batch(processor: Qwen3PerceiverProcessor) -> Non
     assert not inputs["assistant_masks"][inputs["attention_mask"] == 0].any()
 
 
-@pytest.mark.parametrize("thinking", [{}, {"enable_thinking": True}, {"enable_thinking": False}], ids=str)
+@pytest.mark.parametrize("thinking", SWITCHES, ids=str)
 @pytest.mark.parametrize("earlier", [False, True], ids=["one_turn", "two_turns"])
+@pytest.mark.parametrize(
+    "answer",
+    [assistant("A"), assistant("A", reasoning_content="why"), assistant("<think>\nwhy\n</think>\n\nA")],
+    ids=["no_thought", "thought", "thought_in_the_content"],
+)
 def test_prompt_is_a_prefix_of_prompt_and_completion(
-    processor: Qwen3PerceiverProcessor, earlier: bool, thinking: dict[str, bool]
+    processor: Qwen3PerceiverProcessor, answer: dict[str, Any], earlier: bool, thinking: dict[str, bool]
 ) -> None:
     """TRL renders both and supervises the difference: as text and as tokens."""
     prompt = [user("P"), assistant("O", reasoning_content="hm")] if earlier else []
     prompt = [*prompt, user(picture(), "Q")]
-    whole = [*prompt, assistant("A")]
+    whole = [*prompt, answer]
     prompt_text = render(processor, prompt, add_generation_prompt=True, **thinking)
     text = render(processor, whole, **thinking)
-    assert text == f"{prompt_text}A<|im_end|>\n"
+    thought = "" if answer == assistant("A") else "why\n"
+    learned = {
+        None: f"<think>\n{thought}</think>\n\n" if thought else "",
+        True: f"{thought}</think>\n\n",
+        False: "",
+    }[thinking.get("enable_thinking")]
+    assert text == f"{prompt_text}{learned}A<|im_end|>\n"
     prompt_ids = tokenized(processor, prompt, add_generation_prompt=True, **thinking)["input_ids"][0]
     ids = tokenized(processor, whole, **thinking)["input_ids"][0]
     assert torch.equal(ids[: len(prompt_ids)], prompt_ids)
-    assert processor.tokenizer.decode(ids[len(prompt_ids) :]) == "A<|im_end|>\n"
+    assert processor.tokenizer.decode(ids[len(prompt_ids) :]) == f"{learned}A<|im_end|>\n"
 
 
 # Without torchvision.
