@@ -1,5 +1,6 @@
 """A tiny exported graft, rows to train it on, and a way to run the recipe script as users do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,17 +9,29 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from distinct_export import VISION_PRESETS
 
 from qwen_grafts.hub_cards import export_preset
 from qwen_grafts.recipes.visual_tasks import visual_task
 
+GRAFT_MODULES = {"qwen3_perceiver": "connector", "qwen3_vision_bridge": "adapter"}
 RECIPE = Path(__file__).parents[2] / "recipes" / "perceiver_vlm" / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
-def graft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of `perceiver-vlm-tiny`; not to be changed."""
-    return export_preset("perceiver-vlm-tiny", tmp_path_factory.mktemp("graft") / "tiny")
+def graft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of `perceiver-vlm-tiny`; not to be changed.
+
+    `@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)` marks what is worth running for every graft.
+    """
+    preset = getattr(request, "param", VISION_PRESETS[0])
+    return export_preset(preset, tmp_path_factory.mktemp("graft") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def new_part(graft: Path) -> str:
+    """Name of the module that the graft adds."""
+    return GRAFT_MODULES[json.loads((graft / "config.json").read_text())["model_type"]]
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +40,14 @@ def rows() -> Dataset:
 
 
 @pytest.fixture
-def script_arguments(graft: Path) -> Callable[..., list[str]]:
+def script_arguments(graft: Path, new_part: str) -> Callable[..., list[str]]:
     """Arguments of a short run of the tiny recipe: 6 steps of 4 rows, no evaluation."""
 
     def arguments(output_dir: Path, **overrides: object) -> list[str]:
         values = {
             "model_name_or_path": graft,
             "output_dir": output_dir,
+            "trainable": new_part,
             "task": "shapes",
             "task_shapes": 16,
             "task_test_shapes": 4,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from distinct_export import VISION_PRESETS
 from peft import AutoPeftModelForCausalLM
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,11 +25,7 @@ from qwen_grafts.recipes.resume import last_complete_checkpoint
 from qwen_grafts.recipes.trained_parts import parse_learning_rates
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
-LORA = {
-    "use_peft": True,
-    "lora_target_modules": r".*language_model.*\.(q_proj|v_proj)",
-    "lora_modules_to_save": "connector",
-}
+LORA = {"use_peft": True, "lora_target_modules": r".*language_model.*\.(q_proj|v_proj)"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,13 +37,14 @@ def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-def test_run_leaves_a_repository(script_arguments, tmp_path, graft):
-    """Only the connector moves, the metadata tells the run, the clean room passes."""
+@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
+def test_run_leaves_a_repository(script_arguments, tmp_path, graft, new_part):
+    """Only the new part moves, the metadata tells the run, the clean room passes."""
     out = tmp_path / "run"
     main(*parse(script_arguments(out, generative_eval_rows=12)))
     before, after = weights(graft), weights(out)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if ".connector." in name}
+    assert moved == {name for name in before if f".{new_part}." in name}
     metadata = json.loads((out / "training_meta.json").read_text())
     assert metadata["steps"] == 6
     assert len(metadata["loss_curve"]) == 6
@@ -75,6 +73,7 @@ def test_every_checkpoint_loads_by_itself(script_arguments, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
 def test_killed_and_resumed_equals_uninterrupted(script_arguments, start_script, run_script, tmp_path):
     """`kill -9` at a random moment after the first checkpoint."""
     arguments = {"max_steps": 40, "save_steps": 4}
@@ -106,6 +105,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path, graft):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
 def test_two_processes_equal_one(script_arguments, run_script, tmp_path):
     """DDP over gloo: two processes with half the batch each give the one-process weights and losses."""
     run_script(script_arguments(tmp_path / "one", per_device_train_batch_size=4, use_cpu=True))
@@ -126,6 +126,7 @@ def test_accelerate_launch_equals_a_plain_start(script_arguments, run_script, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
 def test_plain_trl_sft_trains_an_export(graft, rows, tmp_path):
     """TRL's own command on an exported folder: this package is not imported, the code is the repository's."""
     (tmp_path / "data").mkdir()
@@ -155,28 +156,26 @@ def test_plain_trl_sft_trains_an_export(graft, rows, tmp_path):
     )
     assert child.returncode == 0, child.stderr[-3000:]
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-3"):
-        assert (folder / "modeling_qwen3_perceiver.py").is_file()
-        assert (folder / "processing_qwen3_perceiver.py").is_file()
+        assert {path.name for path in graft.glob("*.py")} <= {path.name for path in folder.iterdir()}
     moved = difference(weights(graft), weights(tmp_path / "run"))
     assert 0.0 < moved < 0.1
 
 
-def test_lora_saves_loads_and_merges(script_arguments, tmp_path):
+@pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
+def test_lora_saves_loads_and_merges(script_arguments, rows, new_part, tmp_path):
     out, merged = tmp_path / "adapter", tmp_path / "merged"
-    trainer = main(*parse(script_arguments(out, **LORA)))
+    trainer = main(*parse(script_arguments(out, lora_modules_to_save=new_part, **LORA)))
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in trained)
-    assert all("lora_" in name or "connector.modules_to_save" in name for name in trained)
+    assert all("lora_" in name or f"{new_part}.modules_to_save" in name for name in trained)
     adapted = AutoPeftModelForCausalLM.from_pretrained(out)
     export_folder(out, merged)
     plain = AutoModelForCausalLM.from_pretrained(merged)
-    ids = torch.arange(3, 30)[None]
-    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    ids[0, 5:13] = plain.config.image_token_id
+    batch = trainer.data_collator([rows[0], rows[1]])
     with torch.no_grad():
-        wanted = trainer.model.eval()(input_ids=ids, pixel_values=pixels).logits
-        torch.testing.assert_close(adapted.eval()(input_ids=ids, pixel_values=pixels).logits, wanted)
-        torch.testing.assert_close(plain.eval()(input_ids=ids, pixel_values=pixels).logits, wanted, atol=1e-5, rtol=0)
+        wanted = trainer.model.eval()(**batch).logits
+        torch.testing.assert_close(adapted.eval()(**batch).logits, wanted)
+        torch.testing.assert_close(plain.eval()(**batch).logits, wanted, atol=1e-5, rtol=0)
 
 
 def test_bad_input_is_told_before_the_first_step(script_arguments, tmp_path):
