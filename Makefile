@@ -6,10 +6,13 @@ STAMP := $(VENV)/.installed
 SERVE := .venv-serve
 SERVE_STAMP := $(SERVE)/.installed
 
-.PHONY: demo test test-slow style bench serve-check clean
+.PHONY: demo demo-vision-bridge test test-slow style bench serve-check clean
 
 demo: $(STAMP)
 	$(BIN)/qwen-grafts demo
+
+demo-vision-bridge: $(STAMP)
+	$(BIN)/qwen-grafts demo vision-bridge
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -23,6 +26,7 @@ style: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/perceiver_against_llava.py
+	$(BIN)/python benchmarks/surgery_against_whole_models.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve

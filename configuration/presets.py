@@ -134,7 +134,7 @@ def _vision_bridge_tiny() -> Qwen3VisionBridgeConfig:
             out_hidden_size=192,
             patch_size=8,
             window_size=32,
-            fullatt_block_indexes=[2],
+            fullatt_block_indexes=[1, 2],
         ),
         text_config=tiny_qwen3_text_config(),
         **_tiny_vision_token_ids(),

@@ -23,6 +23,7 @@ def read_tensors(
     prefixes: tuple[str, ...] = ("",),
     revision: str | None = None,
     dtype: torch.dtype | None = None,
+    leave: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Read the tensors of one part of a checkpoint.
 
@@ -35,6 +36,7 @@ def read_tensors(
             branch may move.
         dtype: floating type of the result; None leaves every tensor as it is stored. Tensors are converted one by one
             while they are read, which takes no memory beyond the largest of them.
+        leave: names of tensors of the part that are not wanted.
 
     Returns:
         The tensors by name, without the prefix.
@@ -52,7 +54,7 @@ def read_tensors(
         )
     wanted: dict[str, list[str]] = {}
     for key, shard in shards.items():
-        if key.startswith(prefix):
+        if key.startswith(prefix) and key not in leave:
             wanted.setdefault(shard, []).append(key)
     files = {}
     for shard, keys in wanted.items():

@@ -273,7 +273,6 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
         # The parts came with configurations of their own; from here on there is one, the model's.
         config.vision_config, config.text_config = tower.config, language_model.config
         model.generation_config = language_model.generation_config
-        model.tie_weights()
         return model.eval()
 
     @classmethod
@@ -371,7 +370,9 @@ def load_language_model(name: str, revision: str | None, dtype: str | torch.dtyp
         )
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
-    tensors = read_tensors(name, part="language", revision=revision, dtype=dtype)
+    # Some tied checkpoints store the head all the same: a second copy of the embeddings.
+    leave = ("lm_head.weight",) if config.tie_word_embeddings else ()
+    tensors = read_tensors(name, part="language", revision=revision, dtype=dtype, leave=leave)
     model = load_part(Qwen3ForCausalLM, config, tensors, part="language", name=name)
     try:
         model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)

@@ -2,7 +2,8 @@
 
     python -I clean_ask.py REPOSITORY REQUESTS.json ANSWERS.json
 
-Requests are [{"image": path, "question": text}, …]; answers come in the same order.
+Requests are [{"image": path, "question": text, "enable_thinking": true, false or null}, …]; answers, each {"thought",
+"answer"}, come in the same order.
 """
 
 import json
@@ -34,17 +35,21 @@ def main(repository: str, requests_file: str, answers_file: str) -> None:
         with Image.open(request["image"]) as file:
             image = file.convert("RGB")
         content = [{"type": "image", "image": image}, {"type": "text", "text": request["question"]}]
+        switch = request.get("enable_thinking")
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **({} if switch is None else {"enable_thinking": switch}),
         )
         with torch.no_grad():
-            generated = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-        written = generated[0, inputs["input_ids"].shape[1] :]
-        answers.append(processor.decode(written, skip_special_tokens=True).strip())
+            generated = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0]
+        prompt, written = generated.split([inputs["input_ids"].shape[1], len(generated) - inputs["input_ids"].shape[1]])
+        message = processor.parse_response(written, prefix=prompt)
+        thought, answer = (message.get(part, "").strip() for part in ("reasoning_content", "content"))
+        answers.append({"thought": thought, "answer": answer})
     Path(answers_file).write_text(json.dumps(answers), encoding="utf-8")
 
 

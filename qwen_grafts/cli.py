@@ -242,25 +242,59 @@ def info(
 
 
 @app.command()
+def ask(
+    repository: Annotated[str, typer.Argument(help="A vision graft: folder or repository id.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; give it again for more of them.")] = None,
+    thinking: Annotated[
+        bool | None,
+        typer.Option("--thinking/--no-thinking", help="Open a thought, or an empty one; default: the model decides."),
+    ] = None,
+    thinking_budget: Annotated[int | None, typer.Option(help="Most tokens of the thought.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of thought and answer together.")] = 512,
+) -> None:
+    """Ask a vision graft about images; the thought streams in grey, then the answer.
+
+    Example: `qwen-grafts ask outputs/vision-bridge-4b-phase1 "How many?" --image photo.png --thinking`
+    """
+    from .ask import ask as ask_repository
+
+    ask_repository(
+        repository,
+        question,
+        image or [],
+        enable_thinking=thinking,
+        max_thinking_tokens=thinking_budget,
+        max_new_tokens=max_new_tokens,
+        console=console,
+    )
+
+
+@app.command()
 def demo(
-    directory: Annotated[Path, typer.Option("--dir", help="Where everything is written.")] = Path("demo"),
+    graft: Annotated[str, typer.Argument(help="`perceiver-vlm` or `vision-bridge`.")] = "perceiver-vlm",
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where everything is written; default: demo, or demo/vision-bridge."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image instead.", dir_okay=False)] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="With --image: let the model think first.")] = False,
     repo_id: Annotated[str | None, typer.Option(help="Also publish to the Hub as OWNER/NAME.")] = None,
     seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
 ) -> None:
     """The whole promise once: pretrain, graft, train, evaluate, publish, load in a clean process, ask.
 
-    Example: `qwen-grafts demo --image photo.png --question "Which digit is it?"`
+    Example: `qwen-grafts demo vision-bridge --image photo.png --question "Which digit is it?" --thinking`
     """
-    from .demo import ask, run
+    from .demo import ask, run, show_reply
 
-    if (image is None) != (question is None):
-        raise ValueError("Give `--image FILE` and `--question TEXT` together.")
+    if (image is None) != (question is None) or (thinking and image is None):
+        raise ValueError("Give `--image FILE` and `--question TEXT` together, and `--thinking` only with them.")
     if image is not None:
-        console.print(ask(directory, image, question))
+        show_reply(ask(graft, directory, image, question, thinking=thinking), console)
     else:
-        run(directory, repo_id=repo_id, seed=seed, console=console)
+        run(graft, directory, repo_id=repo_id, seed=seed, console=console)
 
 
 def main() -> None:

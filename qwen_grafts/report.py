@@ -24,13 +24,22 @@ BARS += (("shuffled_image", "another row's image", "#6f6f6f"),)
 
 
 def write_report(
-    path: Path, *, metadata: dict[str, Any], samples: list[dict[str, Any]], card: str, seconds: float
+    path: Path,
+    *,
+    graft: str,
+    trained_part: str,
+    metadata: dict[str, Any],
+    samples: list[dict[str, Any]],
+    card: str,
+    seconds: float,
 ) -> Path:
     """Write the page.
 
     Args:
+        graft: what was built, in words.
+        trained_part: the part of it that was trained.
         metadata: content of `training_meta.json`.
-        samples: {"image": path, "question", "expected", "answer"}.
+        samples: {"image": path, "question", "expected", "replies": [{"name", "thought", "answer"}, …]}.
         card: the model card's Markdown with its YAML header.
         seconds: wall-clock time of the whole demo.
     """
@@ -39,12 +48,14 @@ def write_report(
     )
     header, _, body = card.removeprefix("---\n").partition("\n---\n")
     html = template.render(
+        graft=graft,
+        trained_part=trained_part,
         metadata=metadata,
         minutes=seconds / 60,
         loss_curve=_figure(_loss_curve(metadata)),
         accuracy=_figure(_accuracy(metadata["metrics"]["after"])),
         results=metadata["metrics"],
-        chance=CHANCE,
+        chance={kind: _chance(kind) for kind in metadata["metrics"]["after"]},
         samples=[sample | {"picture": _picture(sample["image"])} for sample in samples],
         card_header=header,
         card=MarkdownIt("commonmark", {"html": False}).enable("table").render(_without_figures(body)),
@@ -67,17 +78,27 @@ def _loss_curve(metadata: dict[str, Any]) -> plt.Figure:
 
 
 def _accuracy(after: dict[str, dict[str, float]]) -> plt.Figure:
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    figure, axes = plt.subplots(figsize=(max(6.4, 1.35 * len(after)), 3.2))
     width = 0.26
     for offset, (key, label, colour) in enumerate(BARS):
         places = [index + (offset - 1) * width for index in range(len(after))]
         bars = axes.bar(places, [result[key] for result in after.values()], width, label=label, color=colour)
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     for index, kind in enumerate(after):
-        axes.hlines(CHANCE[kind], index - 0.42, index + 0.42, colors="black", linestyles="dotted", linewidth=1)
-    axes.set(xticks=range(len(after)), xticklabels=list(after), ylim=(0, 1.18), ylabel="exact match, held out")
+        axes.hlines(_chance(kind), index - 0.42, index + 0.42, colors="black", linestyles="dotted", linewidth=1)
+    axes.set(
+        xticks=range(len(after)),
+        xticklabels=[kind.replace(", ", "\n") for kind in after],
+        ylim=(0, 1.18),
+        ylabel="exact match, held out",
+    )
     axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
     return figure
+
+
+def _chance(kind: str) -> float:
+    """Of a kind of question; "shape, thinking" is the question "shape"."""
+    return CHANCE[kind.partition(",")[0]]
 
 
 def _figure(figure: plt.Figure) -> str:
@@ -89,10 +110,11 @@ def _figure(figure: plt.Figure) -> str:
 
 
 def _picture(path: Path) -> str:
-    """A small image enlarged without smoothing, so that its pixels are what one sees."""
+    """A small image enlarged four times without smoothing, so that its pixels are what one sees."""
     with Image.open(path) as image:
         buffer = BytesIO()
-        image.convert("RGB").resize((128, 128), Image.Resampling.NEAREST).save(buffer, format="PNG")
+        enlarged = (image.width * 4, image.height * 4)
+        image.convert("RGB").resize(enlarged, Image.Resampling.NEAREST).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

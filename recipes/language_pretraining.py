@@ -1,9 +1,10 @@
 """Stage 0: a small Qwen3 that learns to answer questions about a scene from its description in words.
 
-It replaces the pretrained Qwen3 checkpoint where none can be downloaded. Afterwards it is frozen: a connector must
-make the image read like the description.
+It replaces the pretrained Qwen3 checkpoint where none can be downloaded. Afterwards it is frozen: what is grafted on
+must make the image read like the description.
 """
 
+import random
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,15 +13,53 @@ from trl import SFTConfig
 
 from ..processing import load_chat_template
 from .graft_trainer import GraftSFTTrainer
+from .thinking_data import TEMPLATE_COLUMN
+
+MOST_REPEATED_WORDS = 6
 
 
 def described(dataset: Dataset) -> Dataset:
     """The rows with the image's place taken by its description: what stage 0 reads."""
-    prompts = [
-        [{"role": "user", "content": f"<|vision_start|>{description}<|vision_end|>{prompt[0]['content']}"}]
-        for description, prompt in zip(dataset["description"], dataset["prompt"], strict=True)
-    ]
-    return Dataset.from_dict({"prompt": prompts, "completion": list(dataset["completion"])})
+    return Dataset.from_dict(
+        {
+            "prompt": [
+                _about(description, prompt)
+                for description, prompt in zip(dataset["description"], dataset["prompt"], strict=True)
+            ],
+            "completion": list(dataset["completion"]),
+        }
+    )
+
+
+def described_for_thinking(dataset: Dataset, seed: int) -> Dataset:
+    """The same for a hybrid model: thinking is switched on for one half of the rows and off for the other.
+
+    The words of a description stand in any order and some of them more than once, so that the model learns to look for
+    a colour or a shape and not for the word that follows another. Soft tokens have no word order, and there are as many
+    as an image has patches: a model that thinks by copying word after word could not think about them.
+
+    Args:
+        dataset: rows whose answers begin with a thought.
+        seed: of the halves and of the order of words.
+    """
+    rng = random.Random(seed)
+    prompts = []
+    for description, prompt in zip(dataset["description"], dataset["prompt"], strict=True):
+        words = description.split()
+        words += rng.choices(words, k=rng.randint(0, MOST_REPEATED_WORDS))
+        rng.shuffle(words)
+        prompts.append(_about(" ".join(words), prompt))
+    return Dataset.from_dict(
+        {
+            "prompt": prompts,
+            "completion": list(dataset["completion"]),
+            TEMPLATE_COLUMN: [{"enable_thinking": rng.random() < 0.5} for _ in prompts],
+        }
+    )
+
+
+def _about(description: str, prompt: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"<|vision_start|>{description}<|vision_end|>{prompt[0]['content']}"}]
 
 
 def pretrain_language_model(
@@ -37,7 +76,7 @@ def pretrain_language_model(
     """Train a Qwen3 from nothing on described scenes; saves model and tokenizer to `output_dir`.
 
     Args:
-        dataset: rows of `recipes.visual_tasks`.
+        dataset: described rows of `recipes.visual_tasks`.
         config: of the language model; its vocabulary must hold the tokenizer's ids.
     """
     set_seed(seed)
@@ -61,7 +100,7 @@ def pretrain_language_model(
             gradient_checkpointing=False,
             seed=seed,
         ),
-        train_dataset=described(dataset),
+        train_dataset=dataset,
         processing_class=tokenizer,
     )
     trainer.train()

@@ -4,10 +4,15 @@ Shapes: generated drawings, 3 shapes x 4 colours x 4 positions, size, place and 
 colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by digit,
 training images moved by a pixel or two. Each scene also has a description in words, from which a language model can
 learn the questions before it has eyes.
+
+A task's name says what is in it, `shapes+digits` for one, and what it has beside that:
+- `sizes`: images differ in size and proportions;
+- `captions`: a scene's description is asked for as well, in training rows;
+- `thoughts`: answers begin with a thought between `<think>` and `</think>`.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -29,10 +34,15 @@ QUESTIONS = {
     "colour": "What colour is it?",
     "position": "Where is it?",
     "digit": "Which digit is it?",
+    "caption": "What does the image show?",
 }
+SCENES = ("shapes", "digits")
+EXTRAS = ("captions", "sizes", "thoughts")
 CHANCE = {"shape": 1 / 3, "colour": 1 / 4, "position": 1 / 4, "digit": 1 / 10}
 
-IMAGE_SIZE = 32
+# Width and height in pixels.
+ONE_SIZE = ((32, 32),)
+MANY_SIZES = ((32, 32), (48, 32), (32, 48), (48, 48))
 FEATURES = Features(
     {
         "images": ListFeature(Image()),
@@ -52,16 +62,24 @@ class Scene:
     description: str
     answers: dict[str, str] = field(default_factory=dict)
 
+    def thought(self, kind: str) -> str:
+        """What there is to think before an answer of this kind: the scene restated, then what is asked."""
+        return f"{self.description}. I am asked for the {kind}."
 
-def draw_shape(rng: random.Random, shape: str, colour: str, position: str) -> PILImage.Image:
-    """A (32, 32) drawing; drawn four times larger and reduced, so that edges are smooth."""
+
+def draw_shape(
+    rng: random.Random, shape: str, colour: str, position: str, size: tuple[int, int] = ONE_SIZE[0]
+) -> PILImage.Image:
+    """A drawing of the given size; drawn four times larger and reduced, so that edges are smooth."""
     scale = 4
+    width, height = size
+    unit = min(size) / 32
     background = tuple(rng.randint(0, 60) for _ in range(3))
-    image = PILImage.new("RGB", (IMAGE_SIZE * scale, IMAGE_SIZE * scale), background)
+    image = PILImage.new("RGB", (width * scale, height * scale), background)
     quarter_x, quarter_y = POSITIONS[position]
-    radius = rng.uniform(5.0, 7.0) * scale
-    centre_x = (8 + 16 * quarter_x + rng.uniform(-1.5, 1.5)) * scale
-    centre_y = (8 + 16 * quarter_y + rng.uniform(-1.5, 1.5)) * scale
+    radius = rng.uniform(5.0, 7.0) * unit * scale
+    centre_x = (width / 4 + width / 2 * quarter_x + rng.uniform(-1.5, 1.5) * unit) * scale
+    centre_y = (height / 4 + height / 2 * quarter_y + rng.uniform(-1.5, 1.5) * unit) * scale
     fill = tuple(min(255, max(0, channel + rng.randint(-25, 25))) for channel in COLOURS[colour])
     draw = ImageDraw.Draw(image)
     box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)
@@ -71,16 +89,17 @@ def draw_shape(rng: random.Random, shape: str, colour: str, position: str) -> PI
         draw.rectangle(box, fill=fill)
     else:
         draw.polygon([(centre_x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=fill)
-    return image.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BOX)
+    return image.resize(size, PILImage.Resampling.BOX)
 
 
-def shape_scenes(count: int, split: str, seed: int = 0) -> Iterator[Scene]:
+def shape_scenes(count: int, split: str, seed: int = 0, sizes: Sequence[tuple[int, int]] = ONE_SIZE) -> Iterator[Scene]:
     """`count` scenes, each combination of shape, colour and position equally often (up to the remainder).
 
     Args:
         count: scenes to draw.
         split: "train" or "test", drawn from two generators.
         seed: of both.
+        sizes: of the images, in turn.
     """
     rng = random.Random(seed * 2 + (split == "test"))
     combinations = [(s, c, p) for s in SHAPES for c in COLOURS for p in POSITIONS]
@@ -89,46 +108,64 @@ def shape_scenes(count: int, split: str, seed: int = 0) -> Iterator[Scene]:
             rng.shuffle(combinations)
         shape, colour, position = combinations[index % len(combinations)]
         yield Scene(
-            draw_shape(rng, shape, colour, position),
+            draw_shape(rng, shape, colour, position, sizes[index % len(sizes)]),
             f"a {colour} {shape} at the {position}",
             {"shape": shape, "colour": colour, "position": position},
         )
 
 
-def digit_scenes(split: str, seed: int = 0, held_out: int = 360, shifts: int = 8) -> Iterator[Scene]:
-    """Real handwritten digits, enlarged to (32, 32).
+def digit_scenes(
+    split: str,
+    seed: int = 0,
+    held_out: int = 360,
+    shifts: int = 8,
+    sizes: Sequence[tuple[int, int]] = ONE_SIZE,
+) -> Iterator[Scene]:
+    """Real handwritten digits, enlarged; an image that is no square has a black margin.
 
     Args:
         split: "train" or "test", a seeded split by digit.
         held_out: digits of the test split, shown as they are.
         shifts: how often each training digit appears, moved by up to 2 pixels; 1,437 images are few.
+        sizes: of the images, in turn.
     """
     digits = load_digits()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(digits.images))
     chosen = np.repeat(order[held_out:], shifts) if split == "train" else order[:held_out]
-    for index in chosen:
+    for number, index in enumerate(chosen):
+        size = sizes[number % len(sizes)]
+        side = min(size)
         grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
         image = PILImage.fromarray(grey).convert("RGB")
-        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), PILImage.Resampling.BILINEAR)
+        image = image.resize((side, side), PILImage.Resampling.BILINEAR)
         if split == "train":
             image = ImageChops.offset(image, *rng.integers(-2, 3, size=2).tolist())
+        canvas = PILImage.new("RGB", size)
+        canvas.paste(image, ((size[0] - side) // 2, (size[1] - side) // 2))
         word = DIGITS[digits.target[index]]
-        yield Scene(image, f"the digit {word}", {"digit": word})
+        yield Scene(canvas, f"the digit {word}", {"digit": word})
 
 
-def as_dataset(scenes: Iterator[Scene]) -> Dataset:
-    """One row a question: TRL's conversational prompt and completion, the image as PNG bytes, kind, description."""
+def as_dataset(scenes: Iterator[Scene], *, captions: bool = False, thoughts: bool = False) -> Dataset:
+    """One row a question: TRL's conversational prompt and completion, the image as PNG bytes, kind, description.
+
+    Args:
+        captions: one more row a scene, which asks for its description.
+        thoughts: answers begin with a thought between `<think>` and `</think>`.
+    """
 
     def rows() -> Iterator[dict[str, Any]]:
         for scene in scenes:
             png = BytesIO()
             scene.image.save(png, format="PNG")
-            for kind, answer in scene.answers.items():
+            answers = scene.answers | ({"caption": scene.description} if captions else {})
+            for kind, answer in answers.items():
+                thought = f"<think>\n{scene.thought(kind)}\n</think>\n\n" if thoughts else ""
                 yield {
                     "images": [{"bytes": png.getvalue(), "path": None}],
                     "prompt": [{"role": "user", "content": QUESTIONS[kind]}],
-                    "completion": [{"role": "assistant", "content": answer}],
+                    "completion": [{"role": "assistant", "content": thought + answer}],
                     "kind": kind,
                     "description": scene.description,
                 }
@@ -140,7 +177,7 @@ def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) ->
     """The rows of a task.
 
     Args:
-        name: "shapes", "digits" or "shapes+digits".
+        name: "shapes", "digits" or both, and any of "captions", "sizes" and "thoughts", joined by "+".
         split: "train" or "test"; the two never share an image.
         shapes: scenes to draw, three questions each.
         seed: of drawing and splitting.
@@ -148,15 +185,16 @@ def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) ->
     Raises:
         ValueError: an unknown task or split.
     """
-    parts = name.split("+")
-    if not set(parts) <= {"shapes", "digits"} or split not in ("train", "test"):
+    parts = set(name.split("+"))
+    if not parts & {*SCENES} or not parts <= {*SCENES, *EXTRAS} or split not in ("train", "test"):
         raise ValueError(
-            f"There is no task {name!r} with a split {split!r}; tasks are shapes, digits and shapes+digits, splits "
-            "train and test."
+            f"There is no task {name!r} with a split {split!r}; tasks are {' and '.join(SCENES)}, alone or joined by "
+            f"`+`, and with them any of {', '.join(EXTRAS)}; splits are train and test."
         )
+    sizes = MANY_SIZES if "sizes" in parts else ONE_SIZE
     scenes: list[Scene] = []
     if "shapes" in parts:
-        scenes += shape_scenes(shapes, split, seed)
+        scenes += shape_scenes(shapes, split, seed, sizes)
     if "digits" in parts:
-        scenes += digit_scenes(split, seed)
-    return as_dataset(iter(scenes))
+        scenes += digit_scenes(split, seed, sizes=sizes)
+    return as_dataset(iter(scenes), captions="captions" in parts and split == "train", thoughts="thoughts" in parts)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from qwen_grafts.cli import app, main
 
-COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "demo")
+COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "ask", "demo")
 
 
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
@@ -32,9 +32,10 @@ def test_every_command_has_help_with_an_example(command):
     assert code == 0
     for name in COMMANDS:
         assert name in out
-        code, text, _ = command(*name.split(), *(["perceiver-vlm"] if name == "graft" else []), "--help")
-        assert code == 0
-        assert "Example:" in text, name
+        for graft in ("perceiver-vlm", "vision-bridge") if name == "graft" else (None,):
+            code, text, _ = command(name, *([graft] if graft else []), "--help")
+            assert code == 0
+            assert "Example:" in text, name
 
 
 def test_installed_script_answers():
@@ -103,6 +104,10 @@ def test_config_only_export_builds_at_full_size_on_meta(command, tmp_path):
         (["demo", "--image", __file__], "together"),
         (["demo", "--dir", "OUT", "--image", __file__, "--question", "What?"], "run `qwen-grafts demo` first"),
         (["graft", "perceiver-vlm", "--vision", "v", "--language", "l", "--connector", "{", "OUT"], "JSON object"),
+        (
+            ["graft", "vision-bridge", "--vision", "v", "--language", "l", "--adapter", "qformer", "OUT"],
+            "linear or mlp",
+        ),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(command, tmp_path, arguments, message):

@@ -206,6 +206,15 @@ class ModelContract:
         never = self.placeholder_ids(model) or None
         assert torch.equal(self.generate(model, inputs), self.generate(stock, inputs, suppress_tokens=never))
 
+    def test_position_ids_are_heeded(self, model: PreTrainedModel) -> None:
+        """Not shifted ones, which rotary positions cannot tell from the default, but stretched ones."""
+        inputs = self.row(model, 0)
+        stretched = inputs | {"position_ids": 3 * torch.arange(inputs["input_ids"].shape[1])[None]}
+        with torch.no_grad():
+            logits = model(**stretched).logits
+            assert torch.equal(logits, self.stock_equivalent(model).eval()(**stretched).logits)
+            assert (logits - model(**inputs).logits).abs().max() > 0.1
+
     def test_tokens_matter(self, model: PreTrainedModel) -> None:
         """Guards the other tests: with weak weights everything would be close to everything."""
         row = self.row(model, max(self.item_counts))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contracts.model_contract import Inputs, ModelContract, generator
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
 class SoftTokenContract(ModelContract):
@@ -21,6 +21,15 @@ class SoftTokenContract(ModelContract):
     item_name = "Image"
     item_inputs: tuple[str, ...] = ("pixel_values",)
     item_output = "image_hidden_states"
+
+    def stock_equivalent(self, model: PreTrainedModel) -> PreTrainedModel:
+        stock = Qwen3ForCausalLM(model.config.text_config)
+        stock.model.load_state_dict(model.model.language_model.state_dict())
+        stock.lm_head.load_state_dict(model.lm_head.state_dict())
+        return stock
+
+    def placeholder_ids(self, model: PreTrainedModel) -> list[int]:
+        return [model.config.image_token_id]
 
     def encoder(self, model: PreTrainedModel) -> nn.Module:
         """The frozen module that reads raw items."""

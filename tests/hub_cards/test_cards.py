@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy as copying
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distinct_export import VISION_PRESETS, export_distinct
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from PIL import Image
@@ -78,6 +80,23 @@ def test_text(card: ModelCard) -> None:
     assert "enable_thinking=False" in text and "trust_remote_code=True" in text
     assert "without positions" in text  # a limit of this preset's connector
     assert "andomly initialised" not in text and "not trained" not in text
+
+
+@pytest.mark.parametrize("preset", VISION_PRESETS)
+def test_both_modes_of_thinking_are_shown_and_run(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the first snippet, which is the clean room's, a second one that goes on from it."""
+    export = export_distinct(tmp_path, preset)
+    card = (export / "README.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+    assert card_snippet(export / "README.md")[0] == first
+    assert "enable_thinking=True" in card and "enable_thinking=False" in card
+    monkeypatch.chdir(tmp_path)
+    own = first.replace(card_snippet(export / "README.md")[1], str(export))
+    names: dict[str, Any] = {}
+    exec(compile(own + second.replace("(256)", "(8)").replace("=300", "=24"), "the card", "exec"), names)
+    assert names["message"]["content"] and "reasoning_content" not in names["message"]  # thinking was off at the end
+    config_only = build_card(preset_config(preset), repo_id="owner/graft", config_only=True)
+    assert "enable_thinking" not in str(config_only)
 
 
 def test_the_state_of_the_weights_is_told_plainly() -> None:

@@ -19,7 +19,8 @@ from tiny_perceiver import END_ID, IMAGE_ID, START_ID, siglip_config
 from tiny_vision_bridge import tower_config
 from transformers import SiglipVisionModel
 
-from qwen_grafts.modeling import Qwen3VisionBridgeForCausalLM
+from qwen_grafts.modeling import Qwen3VisionBridgeForCausalLM, vision_language
+from qwen_grafts.modeling.checkpoint_tensors import load_part
 
 GRIDS = torch.tensor([[1, 4, 6], [1, 2, 2]])
 PIXELS = torch.randn(28, 96, generator=generator(4))
@@ -69,6 +70,22 @@ def test_shards_of_its_language_model_are_never_opened(tmp_path: Path) -> None:
     model = assemble(tmp_path)
     for name, tensor in visual.state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], tensor), name
+
+
+def test_a_stored_copy_of_a_tied_head_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some small Qwen3 store one: with a wide vocabulary it would be a third of all that is read."""
+    qwen2_5_vl_checkpoint(tmp_path / "vision", tower_config())
+    lm = language_checkpoint(tmp_path / "language", tie_word_embeddings=True)
+    rewrite_weights(tmp_path / "language", lambda tensors: tensors.update({"lm_head.weight": lm.lm_head.weight.data}))
+    read = []
+    monkeypatch.setattr(
+        vision_language, "load_part", lambda *args, **named: read.append(set(args[2])) or load_part(*args, **named)
+    )
+    model = assemble(tmp_path)
+    assert read and "lm_head.weight" not in read[0]
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    with torch.no_grad():
+        assert torch.equal(model(IDS[:, :1]).logits, lm(IDS[:, :1]).logits)
 
 
 def test_one_dtype_for_all_parts(tmp_path: Path) -> None:

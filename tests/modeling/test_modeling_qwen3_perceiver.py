@@ -15,7 +15,7 @@ from tiny_perceiver import (
     timm_convnet_config,
     timm_vit_config,
 )
-from transformers import PreTrainedModel, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from qwen_grafts.configuration import Qwen3PerceiverConfig
 from qwen_grafts.modeling import Qwen3PerceiverModel, Qwen3PerceiverVLM
@@ -29,15 +29,6 @@ class PerceiverContract(SoftTokenContract):
     trained_part = "connector"
     gradient_free = ("k_proj.bias",)  # adds the same to every score of a softmax
     image_shape = (3, 16, 16)
-
-    def stock_equivalent(self, model: PreTrainedModel) -> PreTrainedModel:
-        stock = Qwen3ForCausalLM(model.config.text_config)
-        stock.model.load_state_dict(model.model.language_model.state_dict())
-        stock.lm_head.load_state_dict(model.lm_head.state_dict())
-        return stock
-
-    def placeholder_ids(self, model: PreTrainedModel) -> list[int]:
-        return [model.config.image_token_id]
 
     def images(self, count: int, seed: int) -> Inputs:
         return {"pixel_values": torch.randn(count, *self.image_shape, generator=generator(seed))}

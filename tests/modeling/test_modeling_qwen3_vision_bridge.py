@@ -35,15 +35,6 @@ class VisionBridgeContract(SoftTokenContract):
     trained_part = "adapter"
     item_inputs = ("pixel_values", "image_grid_thw")
 
-    def stock_equivalent(self, model: PreTrainedModel) -> PreTrainedModel:
-        stock = Qwen3ForCausalLM(model.config.text_config)
-        stock.model.load_state_dict(model.model.language_model.state_dict())
-        stock.lm_head.load_state_dict(model.lm_head.state_dict())
-        return stock
-
-    def placeholder_ids(self, model: PreTrainedModel) -> list[int]:
-        return [model.config.image_token_id]
-
     def row(self, model: PreTrainedModel, items: int = 1, seed: int = 0) -> Inputs:
         source = generator(seed)
         grids = GRIDS[[(seed + index) % len(GRIDS) for index in range(items)]]

@@ -1,0 +1,1 @@
+"""The vision bridge's runs, one YAML each."""
