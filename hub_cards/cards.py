@@ -15,13 +15,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from peft import PeftConfig
 from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..configuration import GRAFTS
 from .graft_parts import parameter_table
 from .static_checks import is_local_name
 
 DEFAULT_OWNER = "your-name"
-MEASURES = {"exact_match": "exact match", "blank_image": "blank image", "shuffled_image": "shuffled images"}
+MEASURES = {
+    "valid_json": "valid JSON",
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "blank_image": "blank image",
+    "shuffled_image": "shuffled images",
+}
 CONTROLS = ("blank_image", "shuffled_image")
 
 State = Literal["trained", "random", "unrecorded"]
@@ -117,11 +126,12 @@ def build_adapter_card(
             "Push the base model and set its id."
         )
     training = training or {}
+    custom_code = training.get("model_type") not in CONFIG_MAPPING_NAMES
     data = ModelCardData(
         license=license,
         library_name="peft",
         pipeline_tag=pipeline_tag,
-        tags=["lora", "custom_code"],
+        tags=["lora", *(["custom_code"] if custom_code else [])],
         **_relation({"base": {"repo_id": base}}, "adapter"),
         **_measured(repo_id, pipeline_tag, training, datasets),
     )
@@ -130,6 +140,7 @@ def build_adapter_card(
         data,
         repo_id=repo_id,
         adapter=adapter,
+        custom_code=custom_code,
         parameters=_parameter_rows({}, training.get("parameters") or {}),
         base_models=_base_rows(training.get("base_models") or {}),
         training=training,

@@ -18,14 +18,14 @@ from ..configuration.presets import RECOMMENDED_CONNECTOR
 from ..processing import load_chat_template
 from ..processing.vision_language_processing import vision_token_ids
 from ..recipes.run_metadata import read_metadata, write_metadata
-from .cards import build_adapter_card, build_card, loss_curve_figure, placeholder_repo_id
+from .cards import build_adapter_card, build_card, placeholder_repo_id
 from .clean_room import CleanRoomReport, verify
 from .exporter import export_repository, free_target
+from .figures import draw_figures
 from .graft_parts import generation_config, graft_class
 from .static_checks import is_local_name
 
 ADAPTER = "adapter_config.json"
-LOSS_CURVE = "loss_curve.png"
 
 
 def graft_perceiver_vlm(
@@ -133,13 +133,10 @@ def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overw
 
 
 def write_card(directory: Path, *, repo_id: str | None = None) -> Path:
-    """Write README.md, and the loss curve where there is one, from configuration and `training_meta.json`."""
+    """Write README.md, and the figures there are, from configuration and `training_meta.json`."""
     training = read_metadata(directory)
     repo_id = repo_id or placeholder_repo_id(directory)
-    figures: dict[str, str] = {}
-    if training is not None and training.get("loss_curve"):
-        loss_curve_figure(training, directory / LOSS_CURVE)
-        figures = {LOSS_CURVE: "Training loss by step."}
+    figures = draw_figures(training or {}, directory)
     card: ModelCard
     if (directory / ADAPTER).is_file():
         adapter = PeftConfig.from_pretrained(directory)

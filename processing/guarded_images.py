@@ -9,8 +9,9 @@ a whole 8-bit RGB picture, upright, with nothing of the file left in it. Everyth
 import struct
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image
 
 # Four times what a 16-megapixel photograph needs: 192 MB of RGB. Vision towers look at far less than one.
 MAX_PIXELS = 64_000_000
@@ -109,7 +110,22 @@ def open_image(path_or_name: str | Path, root: Path, max_pixels: int = MAX_PIXEL
         stream = path.open("rb")
     except OSError as error:
         raise ImageProblem(name, MISSING, error.strerror or "it cannot be read") from error
-    with stream, warnings.catch_warnings():
+    with stream:
+        return decode_image(stream, name, max_pixels)
+
+
+def decode_image(stream: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`open_image` for the bytes of a file, wherever they lie.
+
+    Args:
+        stream: the file's content, from its beginning.
+        name: what to call it in an error.
+        max_pixels: as in `open_image`.
+
+    Raises:
+        ImageProblem: with the reason.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = Image.open(stream, formats=_FORMATS)
@@ -125,11 +141,20 @@ def open_image(path_or_name: str | Path, root: Path, max_pixels: int = MAX_PIXEL
             reason = CORRUPT if _begins_like_an_image(stream.read(16)) else NOT_AN_IMAGE
             raise ImageProblem(name, reason) from error
         try:
-            rgb = _to_rgb(image)
+            return upright_rgb(image)
         except ValueError as error:
             raise ImageProblem(name, NOT_AN_IMAGE, str(error)) from error
-        turn = _UPRIGHT.get(_orientation(image))
-    upright = rgb if turn is None else rgb.transpose(turn)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture that is open already, as `open_image` gives it.
+
+    Raises:
+        ValueError: nothing says which of its values is white (floating point, 32 bits).
+    """
+    rgb = _to_rgb(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    upright = rgb.copy() if turn is None else rgb.transpose(turn)
     upright.info = {}
     return upright
 
@@ -147,7 +172,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB, neither clipped nor with transparency dropped.
 
     Raises:
@@ -171,6 +196,8 @@ __all__ = [
     "OUTSIDE_ROOT",
     "TOO_LARGE",
     "ImageProblem",
+    "decode_image",
     "open_image",
     "resolve_image_path",
+    "upright_rgb",
 ]

@@ -2,6 +2,7 @@
 
 - The head runs on supervised positions only, on every device. TRL's fused head leaves the others out on GPUs with
   Triton and scores all of them elsewhere, which on a CPU costs more than the rest of the step.
+- Rows of a batch packed into one sequence without padding, which TRL refuses for data with images (`packed_rows.py`).
 - Separate learning rates by part of the model.
 - Whole conversations are rendered with their `chat_template_kwargs`, as prompts and completions are.
 - The model card of the repository that training started from goes along with every checkpoint, instead of a card
@@ -20,6 +21,7 @@ from torch.nn import functional
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from .packed_rows import check_packable, documents_apart, pack_rows
 from .thinking_data import TEMPLATE_COLUMN
 
 
@@ -54,14 +56,43 @@ class GraftSFTTrainer(SFTTrainer):
     Args:
         learning_rates: regular expression on parameter names -> learning rate; what matches none trains at
             `args.learning_rate`. The first match counts.
+        pack_rows: train on the rows of a device's batch as one sequence without padding; same loss, same gradients.
+            Evaluation is padded as ever.
+
+    Raises:
+        ValueError: `pack_rows` with a model or an attention implementation that it cannot work with, or beside TRL's
+            own packing of text.
     """
 
-    def __init__(self, *args: Any, learning_rates: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        learning_rates: dict[str, float] | None = None,
+        pack_rows: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.learning_rates = learning_rates or {}
+        self.pack_rows = pack_rows
         super().__init__(*args, **kwargs)
+        if pack_rows:
+            check_packable(self.model)
+            if self.padding_free or self.args.packing:
+                raise ValueError(
+                    "`pack_rows` takes out padding, and `packing` or `padding_free` leaves none. Choose one; for data "
+                    "with images it is `pack_rows`."
+                )
         if type(self.data_collator) is DataCollatorForVisionLanguageModeling:
             settings = {field.name: getattr(self.data_collator, field.name) for field in fields(self.data_collator)}
             self.data_collator = GraftDataCollator(**settings)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """transformers' training step, on packed rows where asked for; they stay apart through its backward pass."""
+        if not self.pack_rows:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with documents_apart(self.model):
+            return super().training_step(model, pack_rows(self.model, inputs), num_items_in_batch)
 
     def compute_loss(
         self,

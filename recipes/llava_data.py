@@ -38,7 +38,7 @@ MALFORMED = "malformed row"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _PLACEHOLDER = "<image>"
 # Qwen3's tokenizer reads these in any text: one `<|image_pad|>` too many ends the run, one `<|im_end|>` a turn.
-_CONTROL_TOKENS = re.compile("|".join(re.escape(token) for token, special in QWEN3_SPECIAL_TOKENS.items() if special))
+CONTROL_TOKENS = re.compile("|".join(re.escape(token) for token, special in QWEN3_SPECIAL_TOKENS.items() if special))
 
 # One Arrow schema for every row: an image block has no text.
 _MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
@@ -388,7 +388,7 @@ def _to_messages(spoken: list[tuple[str, str]], images: list[str]) -> list[dict[
     for speaker, text in spoken:
         if not text.strip():
             raise _RefusalError(NO_PROMPT if speaker == "human" else NO_ANSWER, f"a turn of {speaker} is empty")
-        if control := _CONTROL_TOKENS.search(text):
+        if control := CONTROL_TOKENS.search(text):
             raise _RefusalError(CONTROL_TOKEN, f"a turn of {speaker} contains {control.group()}")
         if speaker != "human" and _PLACEHOLDER in text:
             raise _RefusalError(PLACEHOLDERS, f"`{_PLACEHOLDER}` in a turn of {speaker}; only a human shows images")
@@ -421,6 +421,7 @@ def _image_block() -> dict[str, str | None]:
 
 __all__ = [
     "CONTROL_TOKEN",
+    "CONTROL_TOKENS",
     "MALFORMED",
     "NO_ANSWER",
     "NO_PROMPT",

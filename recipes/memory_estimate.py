@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
-from trl import ModelConfig, SFTConfig, get_peft_config
+from transformers.quantizers.quantizers_utils import should_convert_module
+from trl import ModelConfig, SFTConfig
 
 from .graft_sft import GraftArguments
+from .model_loading import NOT_QUANTIZED
 from .preflight import count_parameters
-from .trained_parts import freeze
+from .trained_parts import freeze, lora
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 # Bytes of optimizer state for each trained parameter.
@@ -40,16 +43,17 @@ def describe(
     """Parameters by part, tokens an image and memory of a run.
 
     Args:
-        config: of a graft.
-        graft_args, training_args, model_args: a parsed recipe; without one, connector-only training in bfloat16
-            with AdamW.
+        config: of a graft or of a stock vision-language model.
+        graft_args, training_args, model_args: a parsed recipe; without one, training of what is grafted on alone, in
+            bfloat16 with AdamW.
     """
     graft_args = graft_args or GraftArguments()
     model_args = model_args or ModelConfig(dtype="bfloat16")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
+        quantized = _quantized(model) if model_args.load_in_4bit or model_args.load_in_8bit else 0
         if model_args.use_peft:
-            model = get_peft_model(model, get_peft_config(model_args))
+            model = get_peft_model(model, lora(model_args, model))
         else:
             freeze(model, graft_args.trainable)
     parts = count_parameters(model)
@@ -57,10 +61,10 @@ def describe(
     total = sum(counts["total"] for counts in parts.values())
     frozen = total - trained
     idle = sum(p.numel() for name, p in model.named_parameters() if ".original_module." in name)
-    frozen_bytes = 0.5 if model_args.load_in_4bit else 1 if model_args.load_in_8bit else BYTES[model_args.dtype]
     optimizer = training_args.optim if training_args is not None else "adamw_torch"
     state = OPTIMIZER_STATE.get(getattr(optimizer, "value", optimizer), ADAM_STATE)
-    weights = int((frozen + idle) * frozen_bytes) + trained * 4
+    whole = frozen + idle - quantized
+    weights = int(quantized * (0.5 if model_args.load_in_4bit else 1)) + whole * BYTES[model_args.dtype] + trained * 4
     return {
         "model_type": config.model_type,
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
@@ -70,3 +74,12 @@ def describe(
             MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
         ),
     }
+
+
+def _quantized(model: nn.Module) -> int:
+    """Weights of the layers that a quantised model holds in fewer bits."""
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and should_convert_module(name, NOT_QUANTIZED)
+    )

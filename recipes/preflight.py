@@ -149,15 +149,17 @@ def _check_without_thinking(tokenizer: PreTrainedTokenizerBase, ids_BS: torch.Te
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     """Part of the model -> {"total", "trained"}.
 
-    Tied weights count once, where they first appear; the idle copies that PEFT keeps of `modules_to_save` do not.
+    Tied weights count once, where they first appear; the idle copies that PEFT keeps of `modules_to_save` do not. Of
+    weights in 4 bits, two lie in a byte; counted is what they stand for.
     """
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trained": 0})
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
-        part = counts[_part(name)]
-        part["total"] += parameter.numel()
-        part["trained"] += parameter.numel() if parameter.requires_grad else 0
+        part, packed = counts[_part(name)], getattr(parameter, "quant_state", None)
+        count = parameter.numel() if packed is None else packed.shape.numel()
+        part["total"] += count
+        part["trained"] += count if parameter.requires_grad else 0
     return dict(counts)
 
 

@@ -3,7 +3,24 @@
 import re
 
 import torch
+from peft import PeftConfig
 from transformers import PreTrainedModel
+from trl import ModelConfig, get_peft_config
+
+# PEFT's "all-linear" reaches the vision tower and what connects it, too.
+LANGUAGE_MODEL_LINEAR = r".*\blanguage_model\b.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def lora(model_args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
+    """The adapter of a run, None without one: by default on the language model's linear layers and nowhere else.
+
+    It names the commit of its base model, where that comes from the Hub: an adapter fits no other.
+    """
+    config = get_peft_config(model_args)
+    if config is not None:
+        config.target_modules = config.target_modules or LANGUAGE_MODEL_LINEAR
+        config.revision = getattr(model.config, "_commit_hash", None) or model_args.model_revision
+    return config
 
 
 def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
@@ -13,9 +30,14 @@ def freeze(model: PreTrainedModel, trainable: list[str]) -> None:
         trainable: regular expressions; without one, the modules that the graft adds.
 
     Raises:
-        ValueError: an expression that matches no parameter.
+        ValueError: an expression that matches no parameter, or none for a model that is no graft.
     """
-    trainable = trainable or [rf"\b{module}\b" for module in model.graft_modules]
+    trainable = trainable or [rf"\b{module}\b" for module in getattr(model, "graft_modules", ())]
+    if not trainable:
+        raise ValueError(
+            f"{type(model).__name__} is no graft, so nothing says what to train: set `use_peft: true`, or name the "
+            r"parameters, for all of the language model `trainable: ['\blanguage_model\b', '\blm_head\b']`."
+        )
     names = [name for name, _ in model.named_parameters()]
     for pattern in trainable:
         if not any(re.search(pattern, name) for name in names):

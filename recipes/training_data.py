@@ -1,4 +1,7 @@
-"""Where a run's rows come from: one of three sources, always in TRL's conversational vision format."""
+"""Where a run's rows come from: one of four sources.
+
+Three give TRL's conversational vision format, which TRL's collator reads; query rows come with a collator of their own.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from transformers import ProcessorMixin
 
 from .llava_data import RefusedRow, load_llava
+from .query_data import QueryColumns, load_query_rows, stream_query_rows
 from .thinking_data import strip_thoughts
+from .vision_sft_collator import Qwen3VisionSFTCollator
 from .visual_tasks import visual_task
 
 
 @dataclass
 class DataArguments:
-    """The data of a run; exactly one of `task`, `data_file` and `dataset_name`."""
+    """The data of a run; exactly one of `task`, `data_file`, `dataset_name` and `query_data`."""
 
     task: str | None = field(default=None, metadata={"help": "built-in task: shapes, digits or shapes+digits"})
     task_shapes: int = field(default=4_000, metadata={"help": "shape scenes drawn for training, 3 questions each"})
@@ -26,6 +32,19 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Hub data set or saved folder with images and prompt+completion or messages"}
     )
+    query_data: str | None = field(
+        default=None,
+        metadata={"help": "rows of image, query and JSON target: JSON, JSON lines, CSV, Parquet, a folder, a Hub id"},
+    )
+    query_data_config: str | None = field(default=None, metadata={"help": "configuration of that Hub data set"})
+    image_key: str = field(default="image", metadata={"help": "column of the image or its file name"})
+    query_key: str = field(default="query", metadata={"help": "column of the question"})
+    caption_key: str = field(default="caption", metadata={"help": "column of the caption; it may be missing"})
+    target_key: str = field(default="target_json", metadata={"help": "column of the JSON to answer with"})
+    query_text: str | None = field(default=None, metadata={"help": "question for all rows, where no column has one"})
+    system_prompt: str | None = field(default=None, metadata={"help": "system message of every query row"})
+    streaming: bool = field(default=False, metadata={"help": "read query rows while training; needs `max_steps`"})
+    streaming_eval_rows: int = field(default=0, metadata={"help": "rows held out from the start of the stream"})
     max_samples: int | None = field(default=None, metadata={"help": "seeded random subset of this many rows"})
     eval_ratio: float = field(default=0.02, metadata={"help": "share of the rows held out by a seeded split"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop before the first step, or skip and report"})
@@ -43,26 +62,45 @@ class TrainingData:
         summary: what goes into the metadata: name, fingerprint, train_rows, eval_rows, refused rows by reason, with
             `strip_thinking` also the number of answers that had a thought.
         refused: the rows left out, each with its index in the file or split and the reason.
+        collator: what makes batches of the rows; None for TRL's.
     """
 
-    train: Dataset
+    train: Dataset | IterableDataset
     eval: Dataset | None
     summary: dict[str, Any]
     refused: list[RefusedRow]
+    collator: Qwen3VisionSFTCollator | None = None
+
+    def final_summary(self) -> dict[str, Any]:
+        """The summary after training: what a stream refused is known only then."""
+        return self.summary | {"refused_rows": dict(Counter(row.reason for row in self.refused))}
 
 
-def load_training_data(args: DataArguments, seed: int, num_proc: int | None = None) -> TrainingData:
+def load_training_data(
+    args: DataArguments,
+    seed: int,
+    num_proc: int | None = None,
+    processor: ProcessorMixin | None = None,
+    max_length: int | None = None,
+) -> TrainingData:
     """Read, check and split.
+
+    Args:
+        processor: of the model; query rows are checked with it.
+        max_length: of a query row, image tokens counted; longer ones are refused.
 
     Raises:
         ValueError: not exactly one source, rows refused under `on_bad_row="stop"`, or nothing left to train on.
     """
-    sources = {name: getattr(args, name) for name in ("task", "data_file", "dataset_name") if getattr(args, name)}
+    names = ("task", "data_file", "dataset_name", "query_data")
+    sources = {name: getattr(args, name) for name in names if getattr(args, name)}
     if len(sources) != 1:
         raise ValueError(
-            f"Give exactly one of `task`, `data_file` and `dataset_name`, got {len(sources)}"
+            f"Give exactly one of `task`, `data_file`, `dataset_name` and `query_data`, got {len(sources)}"
             f"{': ' + ', '.join(sources) if sources else ''}."
         )
+    if args.query_data:
+        return _query_rows(args, seed, num_proc, processor, max_length)
     refused: list[RefusedRow] = []
     stripped_thoughts = 0
     if args.task:
@@ -104,6 +142,39 @@ def load_training_data(args: DataArguments, seed: int, num_proc: int | None = No
     if args.strip_thinking:
         summary["stripped_thoughts"] = stripped_thoughts
     return TrainingData(train, held_out, summary, refused)
+
+
+def _query_rows(
+    args: DataArguments, seed: int, num_proc: int | None, processor: ProcessorMixin, max_length: int | None
+) -> TrainingData:
+    if args.strip_thinking:
+        raise ValueError("`strip_thinking` is for conversations; targets of `query_data` are JSON. Leave it out.")
+    collator = Qwen3VisionSFTCollator(processor, max_length=max_length, system_prompt=args.system_prompt)
+    shared: dict[str, Any] = {
+        "image_root": args.image_root,
+        "columns": QueryColumns(args.image_key, args.query_key, args.caption_key, args.target_key, args.query_text),
+        "config_name": args.query_data_config,
+        "seed": seed,
+        "on_bad_row": args.on_bad_row,
+        "collator": collator,
+    }
+    if args.streaming:
+        data = stream_query_rows(args.query_data, eval_rows=args.streaming_eval_rows, **shared)
+        if args.max_samples is not None:
+            data.train = data.train.take(args.max_samples)
+    else:
+        data = load_query_rows(
+            args.query_data, max_samples=args.max_samples, eval_ratio=args.eval_ratio, num_proc=num_proc, **shared
+        )
+    summary = {
+        "name": args.query_data if not Path(args.query_data).exists() else Path(args.query_data).name,
+        "fingerprint": data.fingerprint,
+        "train_rows": None if args.streaming else len(data.train),
+        "eval_rows": len(data.eval) if data.eval is not None else 0,
+        "refused_rows": dict(Counter(row.reason for row in data.refused)),
+        "classes": data.classes,
+    }
+    return TrainingData(data.train, data.eval, summary, data.refused, collator)
 
 
 def _from_hub_or_disk(

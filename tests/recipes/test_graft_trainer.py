@@ -5,15 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from distinct_export import VISION_PRESETS
+from peft import LoraConfig
+from tiny_qwen3_vl import qwen3_vl_checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from qwen_grafts.hub_cards import export_preset
 from qwen_grafts.recipes.graft_trainer import GraftSFTTrainer
+from qwen_grafts.recipes.packed_rows import SDPA_BY_DOCUMENT
 
 
 def build(graft: Path, rows: Dataset, output_dir: Path, trainer_class: type = GraftSFTTrainer, **arguments):
     set_seed(0)
-    kwargs = {"learning_rates": arguments.pop("learning_rates")} if "learning_rates" in arguments else {}
+    beside = ("learning_rates", "pack_rows", "eval_dataset", "peft_config")
+    kwargs = {name: arguments.pop(name) for name in beside if name in arguments}
     model = AutoModelForImageTextToText.from_pretrained(graft)
     values = {
         "per_device_train_batch_size": 4,
@@ -116,3 +122,90 @@ def test_card_of_the_starting_repository_goes_along(graft, rows, tmp_path):
         assert "license: apache-2.0" in card
         assert "trust_remote_code=True" in card
         assert "- sft" in card
+
+
+@pytest.fixture(scope="module", params=(*VISION_PRESETS, "qwen3-vl"))
+def vision_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of every kind of model whose rows can be packed."""
+    folder = tmp_path_factory.mktemp("vision_model") / "tiny"
+    return qwen3_vl_checkpoint(folder) if request.param == "qwen3-vl" else export_preset(request.param, folder)
+
+
+@pytest.fixture(scope="module")
+def ragged(rows: Dataset) -> Dataset:
+    """Twelve rows with answers of 1 to 60 characters; rows 3, 4 and 5, a whole batch, and row 8 have no image."""
+    answered = with_answers(rows, ["top left, " * (number * 5 % 7) + "no" for number in range(12)])
+    bare = (3, 4, 5, 8)
+    return answered.map(
+        lambda row, number: {"images": [] if number in bare else row["images"]}, with_indices=True, keep_in_memory=True
+    )
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["everything", "lora, checkpointing, TRL's own head"])
+def test_packed_run_equals_padded_run(vision_model, ragged, tmp_path, lora):
+    """Three steps of two batches of three, an evaluation after each: the same log, the same weights."""
+    logs, weights, shapes = [], [], []
+    for pack_rows in (False, True):
+        trainer = build(
+            vision_model,
+            ragged,
+            tmp_path / str(pack_rows),
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=2,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.5,
+            eval_dataset=ragged.select(range(5)),
+            eval_strategy="steps",
+            eval_steps=1,
+            per_device_eval_batch_size=3,
+            save_strategy="steps",
+            save_steps=1,
+            gradient_checkpointing=lora,
+            label_smoothing_factor=0.1 if lora else 0.0,
+            pack_rows=pack_rows,
+            peft_config=LoraConfig(target_modules=r".*language_model.*_proj") if lora else None,
+        )
+        start = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+        seen = []
+        language_model = trainer.model.get_decoder()
+        language_model.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append((module.training, len(kwargs["inputs_embeds"]))),
+            with_kwargs=True,
+        )
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "step" in entry])
+        weights.append(dict(trainer.model.named_parameters()))
+        shapes.append(seen)
+        assert language_model.config._attn_implementation == "sdpa"
+        for file in (tmp_path / str(pack_rows)).rglob("*.json"):
+            assert SDPA_BY_DOCUMENT not in file.read_text()
+    assert [set(seen) for seen in shapes] == [{(True, 3), (False, 3), (False, 2)}, {(True, 1), (False, 3), (False, 2)}]
+    for padded, packed in zip(*logs, strict=True):
+        timeless = [name for name in padded if not name.endswith(("runtime", "per_second"))]
+        assert {name: packed[name] for name in timeless} == pytest.approx({n: padded[n] for n in timeless}, rel=1e-5)
+    assert {"loss", "grad_norm", "num_tokens", "mean_token_accuracy", "entropy"} <= logs[1][0].keys()
+    assert {"eval_loss", "eval_num_tokens", "eval_mean_token_accuracy"} <= logs[1][1].keys()
+    assert max(float((weights[0][name] - value).abs().max()) for name, value in start.items()) > 0.01, "nothing learned"
+    for name, parameter in weights[0].items():
+        torch.testing.assert_close(weights[1][name], parameter, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_packed_rows_are_cut_as_padded_ones(graft, ragged, tmp_path):
+    """`max_length` counts the tokens of a row, not of the sequence it is packed into."""
+    curves = {}
+    for max_length in (None, 90):
+        for pack_rows in (False, True):
+            trainer = build(graft, ragged, tmp_path, max_length=max_length, pack_rows=pack_rows)
+            trainer.train()
+            curves[max_length, pack_rows] = losses(trainer)
+    for max_length in (None, 90):
+        assert curves[max_length, True] == pytest.approx(curves[max_length, False], rel=1e-5)
+    assert curves[None, True] != pytest.approx(curves[90, True], rel=1e-3)
+
+
+def test_packing_in_vain_is_refused(graft, rows, tmp_path):
+    """Before the first step, not in it."""
+    text = Dataset.from_dict({"text": ["a text without pictures"] * 4})
+    with pytest.raises(ValueError, match="Choose one"):
+        build(graft, text, tmp_path, pack_rows=True, padding_free=True)

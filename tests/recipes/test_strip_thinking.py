@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qwen_grafts.processing.guarded_images import MISSING
 from qwen_grafts.processing.thinking import EMPTY_ANSWER, NESTED, UNCLOSED
-from qwen_grafts.recipes import graft_sft
+from qwen_grafts.recipes import graft_sft, held_out
 from qwen_grafts.recipes.generative_evaluation import answer, evaluate
 from qwen_grafts.recipes.graft_trainer import GraftSFTTrainer
 from qwen_grafts.recipes.preflight import preflight
@@ -477,7 +477,7 @@ def test_a_run_on_stripped_data(script_arguments, tmp_path: Path, monkeypatch: p
         json.dumps([{"image": "a.png", "conversations": turns} for turns in spoken])
     )
     switches, preflights = [], []
-    evaluate_rows, check = graft_sft.evaluate, graft_sft.preflight
+    evaluate_rows, check = held_out.evaluate, graft_sft.preflight
 
     def evaluated(*args: Any, **kwargs: Any) -> Any:
         switches.append(kwargs["enable_thinking"])
@@ -488,7 +488,7 @@ def test_a_run_on_stripped_data(script_arguments, tmp_path: Path, monkeypatch: p
         assert kwargs["without_thinking"]
         return report
 
-    monkeypatch.setattr(graft_sft, "evaluate", evaluated)
+    monkeypatch.setattr(held_out, "evaluate", evaluated)
     monkeypatch.setattr(graft_sft, "preflight", checked)
     words = script_arguments(
         tmp_path / "run",

@@ -1,0 +1,1 @@
+"""Recipes of SFT for stock Qwen3-VL."""
