@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from rich.progress import track
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..processing.thinking import RESPONSE_TEMPLATE
 
@@ -52,29 +52,55 @@ def answer(
     """
     switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     rows = list(conversations)
+    starts = range(0, len(rows), batch_size)
+
+    def batches() -> Iterator[tuple[list[str], BatchFeature]]:
+        for start in track(starts, description, transient=True) if description else starts:
+            batch = rows[start : start + batch_size]
+            prompts = [
+                processor.apply_chat_template(
+                    _with_placeholders(messages, images), add_generation_prompt=True, **switch
+                )
+                for messages, images in batch
+            ]
+            images = [image for _, row_images in batch for image in row_images]
+            yield (
+                prompts,
+                processor(text=prompts, images=images or None, padding=True, padding_side="left", return_tensors="pt"),
+            )
+
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False} | generate_kwargs
+    return write_answers(model, processor, batches(), **settings)
+
+
+def write_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batches: Iterable[tuple[list[str], BatchFeature]],
+    **generate_kwargs: Any,
+) -> list[str]:
+    """What is written to batches of prompts, thoughts and special tokens left out; the model is left in its mode.
+
+    Args:
+        batches: rendered prompts, and the inputs they became, padded on the left.
+    """
     was_training = model.training
     model.eval()
     answers: list[str] = []
-    starts = range(0, len(rows), batch_size)
-    for start in track(starts, description, transient=True) if description else starts:
-        batch = rows[start : start + batch_size]
-        texts = [
-            processor.apply_chat_template(_with_placeholders(messages, images), add_generation_prompt=True, **switch)
-            for messages, images in batch
-        ]
-        images = [image for _, row_images in batch for image in row_images]
-        inputs = processor(
-            text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+    for prompts, inputs in batches:
+        inputs = inputs.to(model.device)
         with torch.no_grad():
-            generated = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, **({"do_sample": False} | generate_kwargs)
-            )
-        new_tokens = generated[:, inputs["input_ids"].shape[1] :]
+            generated = model.generate(**inputs, **generate_kwargs)
+        new_tokens = generated[:, inputs["input_ids"].shape[1] :]  # prompts end where the padded batch ends
         written = processor.batch_decode(new_tokens, skip_special_tokens=True)
-        answers += _without_thoughts(processor, written, texts)
+        answers += _without_thoughts(processor, written, prompts)
     model.train(was_training)
     return answers
+
+
+def grey_image(image: Image.Image) -> Image.Image:
+    """A picture of the same size with nothing on it."""
+    return Image.new("RGB", image.size, (128, 128, 128))
 
 
 def evaluate(
@@ -164,7 +190,7 @@ def _control_images(rows: list[dict[str, Any]], control: str) -> Iterator[list[I
     partners = _partners(rows)
     for index, row in enumerate(rows):
         if control == "blank_image":
-            yield [Image.new("RGB", image.size, (128, 128, 128)) for image in row["images"]]
+            yield [grey_image(image) for image in row["images"]]
         elif control == "shuffled_image":
             other = rows[partners[index]]["images"]
             yield [other[i % len(other)] for i in range(len(row["images"]))] if other else []

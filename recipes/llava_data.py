@@ -308,7 +308,7 @@ def _check_image(row: dict[str, Any], image_root: Path) -> dict[str, str | None]
     return {"reason": None, "detail": None}
 
 
-class _RefusalError(ValueError):
+class RefusalError(ValueError):
     """Why a row's text cannot be used: reason, detail."""
 
 
@@ -327,7 +327,7 @@ def _parse_row(row: dict[str, Any], turns: Turns, strip_thinking: bool) -> dict[
             parsed["stripped_thoughts"] = sum(thought is not None for thought, _ in split)
             spoken = [(speaker, text) for (speaker, _), (_, text) in zip(spoken, split, strict=True)]
         messages = _to_messages(spoken, images)
-    except (_RefusalError, ThoughtProblem) as refusal:
+    except (RefusalError, ThoughtProblem) as refusal:
         reason, detail = refusal.args
         return parsed | {"reason": reason, "detail": f"Row {row['index']}: {detail}."}
     if turns == "first":
@@ -338,23 +338,23 @@ def _parse_row(row: dict[str, Any], turns: Turns, strip_thinking: bool) -> dict[
 def _image_names(image: Any) -> list[str]:
     names = [] if image is None else image if isinstance(image, list) else [image]
     if not all(isinstance(name, str) for name in names):
-        raise _RefusalError(MALFORMED, f"`image` must be a file name or a list of them, not {image!r}")
+        raise RefusalError(MALFORMED, f"`image` must be a file name or a list of them, not {image!r}")
     return names
 
 
 def _speech(conversations: Any) -> list[tuple[str, str]]:
     """(speaker, text) of every turn; a system turn that says nothing is left out."""
     if conversations is None:
-        raise _RefusalError(NO_PROMPT, "it has no `conversations`")
+        raise RefusalError(NO_PROMPT, "it has no `conversations`")
     if not isinstance(conversations, list):
-        raise _RefusalError(MALFORMED, "`conversations` must be a list of turns")
+        raise RefusalError(MALFORMED, "`conversations` must be a list of turns")
     spoken = []
     for number, turn in enumerate(conversations):
         if not isinstance(turn, dict) or turn.get("from") not in _ROLES:
-            raise _RefusalError(MALFORMED, f"turn {number} must have `from` human, gpt or system")
+            raise RefusalError(MALFORMED, f"turn {number} must have `from` human, gpt or system")
         text = turn.get("value")
         if not isinstance(text, str | None):
-            raise _RefusalError(MALFORMED, f"`value` of turn {number} must be text")
+            raise RefusalError(MALFORMED, f"`value` of turn {number} must be text")
         spoken.append((turn["from"], text or ""))
     return [(speaker, text) for speaker, text in spoken if speaker != "system" or text.strip()]
 
@@ -363,10 +363,10 @@ def _first_exchange(spoken: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """A system turn at the start, the first question and the answer that follows it."""
     speakers = [speaker for speaker, _ in spoken]
     if "human" not in speakers:
-        raise _RefusalError(NO_PROMPT, "no human speaks")
+        raise RefusalError(NO_PROMPT, "no human speaks")
     question = speakers.index("human")
     if "gpt" not in speakers[question:]:
-        raise _RefusalError(NO_ANSWER, "gpt does not answer")
+        raise RefusalError(NO_ANSWER, "gpt does not answer")
     start = [spoken[0]] if speakers[0] == "system" else []
     return [*start, spoken[question], spoken[speakers.index("gpt", question)]]
 
@@ -375,11 +375,11 @@ def _whole_conversation(spoken: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """All turns: perhaps a system turn, then human and gpt by turns, gpt last."""
     speakers = [speaker for speaker, _ in spoken if speaker != "system"]
     if "human" not in speakers:
-        raise _RefusalError(NO_PROMPT, "no human speaks")
+        raise RefusalError(NO_PROMPT, "no human speaks")
     if speakers[-1] == "human":
-        raise _RefusalError(NO_ANSWER, "gpt does not answer the last question")
+        raise RefusalError(NO_ANSWER, "gpt does not answer the last question")
     if speakers != ["human", "gpt"] * (len(speakers) // 2) or "system" in [speaker for speaker, _ in spoken[1:]]:
-        raise _RefusalError(MALFORMED, "human and gpt must speak by turns, with a system turn only before them")
+        raise RefusalError(MALFORMED, "human and gpt must speak by turns, with a system turn only before them")
     return spoken
 
 
@@ -387,14 +387,14 @@ def _to_messages(spoken: list[tuple[str, str]], images: list[str]) -> list[dict[
     """Turns to messages of content blocks, an image block where `<image>` stands, or before everything."""
     for speaker, text in spoken:
         if not text.strip():
-            raise _RefusalError(NO_PROMPT if speaker == "human" else NO_ANSWER, f"a turn of {speaker} is empty")
+            raise RefusalError(NO_PROMPT if speaker == "human" else NO_ANSWER, f"a turn of {speaker} is empty")
         if control := CONTROL_TOKENS.search(text):
-            raise _RefusalError(CONTROL_TOKEN, f"a turn of {speaker} contains {control.group()}")
+            raise RefusalError(CONTROL_TOKEN, f"a turn of {speaker} contains {control.group()}")
         if speaker != "human" and _PLACEHOLDER in text:
-            raise _RefusalError(PLACEHOLDERS, f"`{_PLACEHOLDER}` in a turn of {speaker}; only a human shows images")
+            raise RefusalError(PLACEHOLDERS, f"`{_PLACEHOLDER}` in a turn of {speaker}; only a human shows images")
     placeholders = sum(text.count(_PLACEHOLDER) for _, text in spoken)
     if placeholders not in (0, len(images)) or (placeholders and not images):
-        raise _RefusalError(PLACEHOLDERS, f"{placeholders} `{_PLACEHOLDER}` for {len(images)} images")
+        raise RefusalError(PLACEHOLDERS, f"{placeholders} `{_PLACEHOLDER}` for {len(images)} images")
     messages = [{"role": _ROLES[speaker], "content": _to_blocks(text)} for speaker, text in spoken]
     if not placeholders:
         question = next(message for message in messages if message["role"] == "user")
@@ -427,6 +427,7 @@ __all__ = [
     "NO_PROMPT",
     "PLACEHOLDERS",
     "LlavaData",
+    "RefusalError",
     "RefusedRow",
     "check_rows",
     "load_llava",

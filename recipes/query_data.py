@@ -38,7 +38,16 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 
 from ..processing.guarded_images import OUTSIDE_ROOT, ImageProblem, decode_image, open_image, upright_rgb
-from .llava_data import CONTROL_TOKEN, CONTROL_TOKENS, MALFORMED, NO_ANSWER, NO_PROMPT, RefusedRow, summarize_refused
+from .llava_data import (
+    CONTROL_TOKEN,
+    CONTROL_TOKENS,
+    MALFORMED,
+    NO_ANSWER,
+    NO_PROMPT,
+    RefusalError,
+    RefusedRow,
+    summarize_refused,
+)
 from .vision_sft_collator import Qwen3VisionSFTCollator
 
 NOT_JSON = "target is not JSON"
@@ -361,10 +370,6 @@ def _image_root(source: str, image_root: str | Path | None) -> Path | None:
     return None if path.exists() else Path(HF_HUB_CACHE)  # where a data set of the Hub keeps its files
 
 
-class _RefusalError(ValueError):
-    """Why a row cannot be used: reason, detail."""
-
-
 @dataclass(frozen=True)
 class _Check:
     """One row to its texts, `reason` and `detail` set where it cannot be used."""
@@ -384,7 +389,7 @@ class _Check:
             self._check_length(checked | {"image": image})
         except ImageProblem as problem:
             return checked | {"reason": problem.reason, "detail": str(problem)}
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             return checked | dict(zip(("reason", "detail"), refusal.args, strict=True))
         texts = json.dumps([checked[name] for name in _TEXTS], ensure_ascii=False)
         checked["digest"] = hashlib.sha256(texts.encode("utf-8", "surrogatepass") + image.tobytes()).hexdigest()
@@ -398,20 +403,20 @@ class _Check:
         try:
             length = self.collator.row_length({key: row[name] for name, key in names.items()})
         except ValueError as error:
-            raise _RefusalError(UNUSABLE, str(error)) from error
+            raise RefusalError(UNUSABLE, str(error)) from error
         limit = self.collator.max_length
         if limit is not None and length > limit:
-            raise _RefusalError(TOO_LONG, f"{length} tokens with its image, `max_length` is {limit}")
+            raise RefusalError(TOO_LONG, f"{length} tokens with its image, `max_length` is {limit}")
 
 
 def _text(value: Any, name: str, if_empty: str | None) -> str | None:
     if not isinstance(value, str | None):
-        raise _RefusalError(MALFORMED, f"`{name}` must be text, not {type(value).__name__}")
+        raise RefusalError(MALFORMED, f"`{name}` must be text, not {type(value).__name__}")
     text = (value or "").strip()
     if not text and if_empty is not None:
-        raise _RefusalError(if_empty, f"`{name}` is empty")
+        raise RefusalError(if_empty, f"`{name}` is empty")
     if control := CONTROL_TOKENS.search(text):
-        raise _RefusalError(CONTROL_TOKEN, f"`{name}` contains {control.group()}")
+        raise RefusalError(CONTROL_TOKEN, f"`{name}` contains {control.group()}")
     return text or None
 
 
@@ -420,7 +425,7 @@ def _target(value: Any) -> str:
     try:
         json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
-        raise _RefusalError(NOT_JSON, f"{text[:60]!r}: {error}") from error
+        raise RefusalError(NOT_JSON, f"{text[:60]!r}: {error}") from error
     return text
 
 
@@ -432,7 +437,7 @@ def _open(image: Any, root: Path | None) -> PILImage.Image:
     """An image of a data set: a file name, encoded bytes with or without one, or a picture.
 
     Raises:
-        ImageProblem, _RefusalError: it cannot be used.
+        ImageProblem, RefusalError: it cannot be used.
     """
     if isinstance(image, PILImage.Image):
         return upright_rgb(image)
@@ -440,9 +445,9 @@ def _open(image: Any, root: Path | None) -> PILImage.Image:
     if content is not None:
         return decode_image(BytesIO(content), Path(name or "picture").name)
     if not name:
-        raise _RefusalError(NO_IMAGE, "the image is empty")
+        raise RefusalError(NO_IMAGE, "the image is empty")
     if not isinstance(name, str):
-        raise _RefusalError(MALFORMED, f"the image must be a picture or a file name, not {type(name).__name__}")
+        raise RefusalError(MALFORMED, f"the image must be a picture or a file name, not {type(name).__name__}")
     if root is None:
         raise ImageProblem(name, OUTSIDE_ROOT, "no `image_root` is given")
     path = Path(name)

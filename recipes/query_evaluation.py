@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from datasets import Dataset
-from PIL import Image
 from rich.progress import track
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..processing.thinking import RESPONSE_TEMPLATE
+from .generative_evaluation import grey_image, write_answers
 from .structured_targets import JsonScores, score_json
 from .vision_sft_collator import Qwen3VisionSFTCollator
 
@@ -98,28 +96,19 @@ def generate_answers(
     sampling = {"do_sample": True, "temperature": cfg.temperature} if cfg.temperature > 0 else {"do_sample": False}
     if not sampling["do_sample"]:  # Qwen's generation configurations have these, and transformers warns of them
         sampling |= dict.fromkeys(("temperature", "top_p", "top_k"))
-    was_training = model.training
-    model.eval()
-    answers: list[str] = []
-    for start in track(range(0, len(rows), cfg.batch_size), description, transient=True):
-        batch_rows = rows[start : start + cfg.batch_size]
-        inputs = collator(batch_rows).to(model.device)
-        with torch.no_grad():
-            generated = model.generate(**inputs, max_new_tokens=cfg.max_new_tokens, **sampling)
-        new_tokens = generated[:, inputs["input_ids"].shape[1] :]  # prompts end where the padded batch ends
-        written = processor.batch_decode(new_tokens, skip_special_tokens=True)
-        prompts = [collator.prompt(row) for row in batch_rows]
-        messages = processor.parse_response(written, RESPONSE_TEMPLATE, prefix=prompts)
-        answers += [message["content"] for message in messages]
-    model.train(was_training)
-    return answers
+
+    def batches() -> Iterator[tuple[list[str], BatchFeature]]:
+        for start in track(range(0, len(rows), cfg.batch_size), description, transient=True):
+            batch = rows[start : start + cfg.batch_size]
+            yield [collator.prompt(row) for row in batch], collator(batch)
+
+    return write_answers(model, processor, batches(), max_new_tokens=cfg.max_new_tokens, **sampling)
 
 
 def _blank(rows: list[dict[str, Any]], collator: Qwen3VisionSFTCollator) -> Iterator[dict[str, Any]]:
     """The rows with grey images of the same size."""
     for row in rows:
-        grey = Image.new("RGB", row[collator.image_key].size, (128, 128, 128))
-        yield row | {collator.image_key: grey}
+        yield row | {collator.image_key: grey_image(row[collator.image_key])}
 
 
 __all__ = ["GenerationSettings", "QueryEvaluation", "evaluate_qwen3", "generate_answers"]
