@@ -17,6 +17,10 @@ graft_app = typer.Typer(no_args_is_help=True, help="Assemble a graft from base c
 app.add_typer(graft_app, name="graft")
 console = Console()
 
+Language = Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")]
+NewFolder = Annotated[Path, typer.Argument(help="Folder of the new repository.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
+Dtype = Annotated[str, typer.Option(help="Of the whole model; auto: the language model's.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the target.")]
 
 
@@ -33,14 +37,14 @@ def options(
 @graft_app.command("perceiver-vlm")
 def graft_perceiver_vlm(
     vision: Annotated[str, typer.Option(help="SigLIP, SigLIP2 or timm checkpoint: repository id or folder.")],
-    language: Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    language: Language,
+    out: NewFolder,
     connector: Annotated[
         str, typer.Option(help="`recommended`, `specified`, or a JSON object of connector settings.")
     ] = "recommended",
-    vision_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    language_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the whole model; auto: the language model's.")] = "auto",
+    vision_revision: Revision = None,
+    language_revision: Revision = None,
+    dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """SigLIP2 + Perceiver resampler + Qwen3.
@@ -68,12 +72,12 @@ def graft_perceiver_vlm(
 @graft_app.command("vision-bridge")
 def graft_vision_bridge(
     vision: Annotated[str, typer.Option(help="Qwen2.5-VL checkpoint of any size: repository id or folder.")],
-    language: Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    language: Language,
+    out: NewFolder,
     adapter: Annotated[str, typer.Option(help="`linear` or `mlp`.")] = "linear",
-    vision_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    language_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the whole model; auto: the language model's.")] = "auto",
+    vision_revision: Revision = None,
+    language_revision: Revision = None,
+    dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Qwen2.5-VL's vision tower + adapter + Qwen3; only the shards that hold the tower are fetched and read.
@@ -120,7 +124,7 @@ def train(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="Folder of the new repository.")],
+    out: NewFolder,
     preset: Annotated[str | None, typer.Option(help="Named configuration, randomly initialised.")] = None,
     model: Annotated[Path | None, typer.Option(help="Or: a trained folder, checkpoint or adapter to export.")] = None,
     config_only: Annotated[bool, typer.Option("--config-only", help="Leave the weights out.")] = False,

@@ -6,6 +6,7 @@ must make the image read like the description.
 
 import random
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -62,6 +63,20 @@ def _about(description: str, prompt: list[dict[str, str]]) -> list[dict[str, str
     return [{"role": "user", "content": f"<|vision_start|>{description}<|vision_end|>{prompt[0]['content']}"}]
 
 
+def pretraining_config(output_dir: Path, **settings: Any) -> SFTConfig:
+    """How stage 0 trains a small model from nothing on a CPU."""
+    return SFTConfig(
+        output_dir=str(output_dir),
+        lr_scheduler_type="cosine",
+        logging_steps=20,
+        save_strategy="no",
+        report_to=[],
+        bf16=False,
+        gradient_checkpointing=False,
+        **settings,
+    )
+
+
 def pretrain_language_model(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerFast,
@@ -86,18 +101,12 @@ def pretrain_language_model(
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id)
     trainer = GraftSFTTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(output_dir),
+        args=pretraining_config(
+            output_dir,
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
             warmup_steps=20,
-            logging_steps=20,
-            save_strategy="no",
-            report_to=[],
-            bf16=False,
-            gradient_checkpointing=False,
             seed=seed,
         ),
         train_dataset=dataset,

@@ -129,7 +129,7 @@ def load_training_data(
         stripped_thoughts = data.stripped_thoughts
     else:
         train, held_out, refused, stripped_thoughts = _from_hub_or_disk(args, seed, num_proc)
-        name = args.dataset_name if not Path(args.dataset_name).exists() else Path(args.dataset_name).name
+        name = _shown_name(args.dataset_name)
     if len(train) == 0:
         raise ValueError(f"No rows to train on in {name}; {len(refused)} were refused.")
     summary = {
@@ -142,6 +142,11 @@ def load_training_data(
     if args.strip_thinking:
         summary["stripped_thoughts"] = stripped_thoughts
     return TrainingData(train, held_out, summary, refused)
+
+
+def _shown_name(source: str) -> str:
+    """A repository id as it is, of a file or folder the last part."""
+    return Path(source).name if Path(source).exists() else source
 
 
 def _query_rows(
@@ -167,7 +172,7 @@ def _query_rows(
             args.query_data, max_samples=args.max_samples, eval_ratio=args.eval_ratio, num_proc=num_proc, **shared
         )
     summary = {
-        "name": args.query_data if not Path(args.query_data).exists() else Path(args.query_data).name,
+        "name": _shown_name(args.query_data),
         "fingerprint": data.fingerprint,
         "train_rows": None if args.streaming else len(data.train),
         "eval_rows": len(data.eval) if data.eval is not None else 0,

@@ -17,10 +17,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
     set_seed,
 )
-from trl import SFTConfig
 
 from ..processing import load_chat_template
 from .graft_trainer import GraftSFTTrainer
+from .language_pretraining import pretraining_config
 from .visual_tasks import QUESTIONS
 
 HEAD_DIM = 32
@@ -113,18 +113,12 @@ def pretrain_vision_language_model(
     )
     trainer = GraftSFTTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(output_dir),
+        args=pretraining_config(
+            output_dir,
             max_steps=max_steps,
             per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
             warmup_steps=50,
-            logging_steps=20,
-            save_strategy="no",
-            report_to=[],
-            bf16=False,
-            gradient_checkpointing=False,
             max_length=None,
             seed=seed,
         ),
