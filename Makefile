@@ -6,13 +6,16 @@ STAMP := $(VENV)/.installed
 SERVE := .venv-serve
 SERVE_STAMP := $(SERVE)/.installed
 
-.PHONY: demo demo-vision-bridge test test-slow style bench serve-check clean
+.PHONY: demo demo-vision-bridge demo-qwen3-vl-sft test test-slow style bench serve-check clean
 
 demo: $(STAMP)
 	$(BIN)/qwen-grafts demo
 
 demo-vision-bridge: $(STAMP)
 	$(BIN)/qwen-grafts demo vision-bridge
+
+demo-qwen3-vl-sft: $(STAMP)
+	$(BIN)/qwen-grafts demo qwen3-vl-sft
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -27,6 +30,8 @@ style: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/perceiver_against_llava.py
 	$(BIN)/python benchmarks/surgery_against_whole_models.py
+	$(BIN)/python benchmarks/packed_against_padded.py
+	$(BIN)/python benchmarks/sft_against_trl.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve

@@ -17,14 +17,13 @@ import math
 import platform
 import random
 import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from timing import Clock, measure_apart, medians, write_results
 
 RESULTS = Path(__file__).parent / "results" / "packed_against_padded.json"
 MODELS = ("Qwen3PerceiverVLM", "Qwen3VisionBridgeForCausalLM", "Qwen3VLForConditionalGeneration")
@@ -36,7 +35,6 @@ MEDIAN_ANSWER, SIGMA, LONGEST_ANSWER = 80, 1.0, 1_000  # tokens, which are bytes
 IMAGE_SIDES = (112, 400)
 PATCH, MERGE, IMAGE_SIZE = 14, 2, 224
 TEXT = {
-    "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 768,
     "num_hidden_layers": 4,
@@ -44,14 +42,17 @@ TEXT = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "max_position_embeddings": 4_096,
-    "pad_token_id": FIRST_SPECIAL_ID,
-    "eos_token_id": FIRST_SPECIAL_ID + 2,
 }
 TOWER = {"hidden_size": 128, "intermediate_size": 512, "depth": 2, "num_heads": 2, "patch_size": PATCH}
 
 
-def build(name: str) -> tuple[Any, Any]:
-    """Model and processor; all but the tower trains."""
+def build(name: str, vocabulary: int = VOCABULARY, first_special_id: int = FIRST_SPECIAL_ID) -> tuple[Any, Any]:
+    """Model and processor; all but the tower trains.
+
+    Args:
+        vocabulary: rows of embedding and head.
+        first_special_id: below it lie the ordinary tokens.
+    """
     from transformers import (
         Qwen2VLImageProcessor,
         Qwen3VLConfig,
@@ -66,7 +67,8 @@ def build(name: str) -> tuple[Any, Any]:
     from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
 
     set_seed(0)
-    tokenizer, template = build_qwen_tokenizer(FIRST_SPECIAL_ID), load_chat_template()
+    tokenizer, template = build_qwen_tokenizer(first_special_id), load_chat_template()
+    text = TEXT | {"vocab_size": vocabulary, "pad_token_id": first_special_id, "eos_token_id": first_special_id + 2}
     names = ("image", "video", "vision_start", "vision_end")
     tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     ids = {
@@ -80,7 +82,7 @@ def build(name: str) -> tuple[Any, Any]:
         tower = TOWER | {"out_hidden_size": TEXT["hidden_size"], "deepstack_visual_indexes": [0]}
         tower |= {"spatial_merge_size": MERGE, "num_position_embeddings": 256}
         model = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=tower, **ids)
+            Qwen3VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=tower, **ids)
         )
         model.accepts_loss_kwargs = True  # as the grafts: a mean over all tokens, not over batches
         processor = Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(**sizes), chat_template=template)
@@ -89,7 +91,7 @@ def build(name: str) -> tuple[Any, Any]:
         ids.pop("video_token_id")
         tower = TOWER | {"out_hidden_size": 256, "window_size": 112, "fullatt_block_indexes": [1]}
         config = qwen_grafts.Qwen3VisionBridgeConfig(
-            vision_config=tower | {"model_type": "qwen2_5_vl_vision"}, text_config=TEXT | {"model_type": "qwen3"}, **ids
+            vision_config=tower | {"model_type": "qwen2_5_vl_vision"}, text_config=text | {"model_type": "qwen3"}, **ids
         )
         model = qwen_grafts.Qwen3VisionBridgeForCausalLM(config)
         processor = qwen_grafts.Qwen3VisionBridgeProcessor(images, tokenizer, chat_template=template)
@@ -100,7 +102,7 @@ def build(name: str) -> tuple[Any, Any]:
         tower |= {"image_size": IMAGE_SIZE, "patch_size": PATCH, "model_type": "siglip_vision_model"}
         config = qwen_grafts.Qwen3PerceiverConfig(
             vision_config=tower,
-            text_config=TEXT | {"model_type": "qwen3"},
+            text_config=text | {"model_type": "qwen3"},
             connector_config={"num_latents": 64, "num_heads": 2},
             **ids,
         )
@@ -139,19 +141,9 @@ def make_rows(kind: str) -> Any:
 def measure(name: str, kind: str, way: str) -> dict[str, float]:
     """One run: process seconds of a step, peak resident memory, share of padding, the losses."""
     import torch
-    from transformers import TrainerCallback
     from trl import SFTConfig
 
     from qwen_grafts.recipes.graft_trainer import GraftSFTTrainer
-
-    class Clock(TrainerCallback):
-        """Process time at the end of every step."""
-
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.process_time())
 
     torch.set_num_threads(1)
     model, processor = build(name)
@@ -179,9 +171,8 @@ def measure(name: str, kind: str, way: str) -> dict[str, float]:
         )
         masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()][WARM_UP:]
         trainer.train()
-    durations = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
-        "step_seconds": statistics.median(durations),
+        "step_seconds": clock.median(),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "padding": 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
         "loss": trainer.state.log_history[-2]["loss"],
@@ -190,32 +181,22 @@ def measure(name: str, kind: str, way: str) -> dict[str, float]:
 
 def run(repeats: int) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """model -> rows -> way -> medians over the repeats, the ways by turns."""
-    medians: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name in MODELS:
         for kind in ROWS:
             collected: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
             for repeat in range(repeats):
                 for way in WAYS:
                     print(f"{name}, {kind} rows, {way}, repeat {repeat + 1} of {repeats}", file=sys.stderr)
-                    output = subprocess.run(
-                        [sys.executable, __file__, "--child", name, kind, way],
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-                    ).stdout
-                    collected[way].append(json.loads(output.splitlines()[-1]))
-            medians.setdefault(name, {})[kind] = {
-                way: {key: statistics.median(value[key] for value in values) for key in values[0]}
-                for way, values in collected.items()
-            }
-            losses = [values["loss"] for values in medians[name][kind].values()]
+                    collected[way].append(measure_apart(__file__, name, kind, way))
+            found.setdefault(name, {})[kind] = {way: medians(values) for way, values in collected.items()}
+            losses = [values["loss"] for values in found[name][kind].values()]
             if abs(losses[0] - losses[1]) > 1e-3:
                 sys.exit(f"{name}, {kind} rows: the ways did not learn the same, their losses are {losses}.")
-    return medians
+    return found
 
 
-def show(medians: dict[str, Any], repeats: int) -> None:
+def show(found: dict[str, Any], repeats: int) -> None:
     """Print the table: packed by ratio to padded."""
     from rich.console import Console
     from rich.table import Table
@@ -223,7 +204,7 @@ def show(medians: dict[str, Any], repeats: int) -> None:
     table = Table(title=f"One thread, {platform.machine()}, median of {repeats} runs; one training step")
     for column in ("model", "rows", "padding", "padded", "packed", "faster by", "padded", "packed", "memory"):
         table.add_column(column, justify="left" if column in ("model", "rows") else "right")
-    for name, kinds in medians.items():
+    for name, kinds in found.items():
         for kind, ways in kinds.items():
             padded, packed = ways["padded"], ways["packed"]
             table.add_row(
@@ -249,13 +230,13 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(*arguments.child)))
         return
-    medians = run(arguments.repeats)
-    show(medians, arguments.repeats)
-    setting = {"batch": BATCH_SIZE, "median_answer": MEDIAN_ANSWER, "sigma": SIGMA, "image_sides": IMAGE_SIDES} | TEXT
+    found = run(arguments.repeats)
+    show(found, arguments.repeats)
+    setting = {"batch": BATCH_SIZE, "median_answer": MEDIAN_ANSWER, "sigma": SIGMA, "image_sides": IMAGE_SIDES}
+    setting |= TEXT | {"vocab_size": VOCABULARY}
     versions = {package: version(package) for package in ("torch", "transformers", "trl")}
-    results = {"versions": versions, "setting": setting, "repeats": arguments.repeats, "medians": medians}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    results = {"versions": versions, "setting": setting, "repeats": arguments.repeats, "medians": found}
+    write_results(RESULTS, results)
 
 
 if __name__ == "__main__":

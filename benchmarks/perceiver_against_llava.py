@@ -17,12 +17,13 @@ import json
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from timing import Clock, measure_apart, medians, write_results
 
 RESULTS = Path(__file__).parent / "results" / "perceiver_against_llava.json"
 IMAGE_SIZE, PATCH_SIZE = 384, 14  # SigLIP2 so400m: 27 x 27 = 729 patches
@@ -127,17 +128,7 @@ def rows() -> Any:
 
 def measure_training(peer: str) -> dict[str, float]:
     """Process seconds of one optimizer step and peak resident memory, gradient checkpointing as TRL sets it."""
-    from transformers import TrainerCallback
     from trl import SFTConfig
-
-    class Clock(TrainerCallback):
-        """Process time at the end of every step."""
-
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(time.process_time())
 
     model, processor, trainer_class = build(peer)
     clock = Clock()
@@ -160,9 +151,7 @@ def measure_training(peer: str) -> dict[str, float]:
             callbacks=[clock],
         )
         trainer.train()
-    durations = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"step_seconds": statistics.median(durations), "peak_mib": peak}
+    return {"step_seconds": clock.median(), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def measure_generation(peer: str) -> dict[str, float]:
@@ -202,21 +191,15 @@ def child(what: str, peer: str) -> None:
 
 def run(repeats: int) -> dict[str, dict[str, float]]:
     """Every measurement of every peer, by turns; medians over the repeats."""
-    collected: dict[str, dict[str, list[float]]] = {peer: {} for peer in PEERS}
+    collected: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
     for repeat in range(repeats):
-        for what in MEASUREMENTS:
-            for peer in PEERS:
+        for peer in PEERS:
+            values: dict[str, float] = {}
+            for what in MEASUREMENTS:
                 print(f"repeat {repeat + 1}/{repeats}: {what} {peer}", file=sys.stderr)
-                output = subprocess.run(
-                    [sys.executable, __file__, "--child", what, peer],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-                ).stdout
-                for name, value in json.loads(output.splitlines()[-1]).items():
-                    collected[peer].setdefault(name, []).append(value)
-    return {peer: {name: statistics.median(v) for name, v in values.items()} for peer, values in collected.items()}
+                values |= measure_apart(__file__, what, peer)
+            collected[peer].append(values)
+    return {peer: medians(values) for peer, values in collected.items()}
 
 
 def main() -> None:
@@ -231,23 +214,22 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    medians = run(arguments.repeats)
+    found = run(arguments.repeats)
     table = Table(title=f"One thread, {platform.machine()}, median of {arguments.repeats} runs; ratio to LLaVA-HF")
     for column in ("model", "training step", "", "peak memory", "", f"generate {NEW_TOKENS} tokens", ""):
         table.add_column(column, justify="left" if column == "model" else "right")
     units = {"step_seconds": "{:.2f} s", "peak_mib": "{:.0f} MiB", "generate_seconds": "{:.2f} s"}
-    for peer, values in medians.items():
+    for peer, values in found.items():
         cells = [
             cell
             for name, unit in units.items()
-            for cell in (unit.format(values[name]), f"{values[name] / medians['llava'][name]:.2f} x")
+            for cell in (unit.format(values[name]), f"{values[name] / found['llava'][name]:.2f} x")
         ]
         table.add_row(peer, *cells)
     Console(width=130).print(table)
-    RESULTS.parent.mkdir(exist_ok=True)
     shape = {"batch": BATCH_SIZE, "image": IMAGE_SIZE, "patches": NUM_PATCHES, "new_tokens": NEW_TOKENS}
-    results = {"setting": shape, "repeats": arguments.repeats, "medians": medians}
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    results = {"setting": shape, "repeats": arguments.repeats, "medians": found}
+    write_results(RESULTS, results)
 
 
 if __name__ == "__main__":

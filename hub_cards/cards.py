@@ -1,8 +1,9 @@
 """Model cards: what a repository holds, how it was made, what was measured, and a snippet that runs.
 
-The text is in `card_templates/` (one file a graft says what the graft is and where it ends), the numbers come from
-the configuration and from `training_meta.json`. The clean room runs the snippet as it stands in the finished card, so
-the card names its repository once, as `repo_id = "owner/name"`, and `name_repository` can change it everywhere.
+The text is in `card_templates/` (one file a graft, and `stock.md.jinja` for transformers' own models, says what the
+model is and where it ends), the numbers come from the configuration and from `training_meta.json`. The clean room runs
+the snippet as it stands in the finished card, so the card names its repository once, as `repo_id = "owner/name"`, and
+`name_repository` can change it everywhere.
 """
 
 import re
@@ -41,7 +42,7 @@ def build_card(
     *,
     repo_id: str,
     training: Mapping[str, Any] | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     base_models: Mapping[str, Mapping[str, str]] | None = None,
     base_model_relation: Literal["finetune", "merge"] = "finetune",
     datasets: Sequence[str] | None = None,
@@ -49,13 +50,14 @@ def build_card(
     random_weights: bool = False,
     config_only: bool = False,
 ) -> ModelCard:
-    """The card of a graft's model.
+    """The card of a graft, or of a stock image-text model of transformers.
 
     Args:
         config: the model's configuration; parameters are counted from it on the meta device.
         repo_id: "owner/name" on the Hub.
         training: content of `training_meta.json`; keys it lacks are left out of the card.
-        license: the Hub's name of the licence.
+        license: the Hub's name of the licence; that of `training` when left out, else apache-2.0 for a graft and
+            none for a stock model, whose licence is its base's.
         base_models: part -> {"repo_id", "revision"}; those of `training` or of `config` when left out.
         base_model_relation: what this model is to its bases; "merge" for a merged adapter.
         datasets: Hub ids; the data set of `training` when left out and on the Hub.
@@ -64,33 +66,33 @@ def build_card(
         config_only: the repository holds no weights.
 
     Raises:
-        ValueError: not a graft's configuration, or a `repo_id` without an owner.
+        ValueError: a configuration of neither, or a `repo_id` without an owner.
     """
     _check_repo_id(repo_id)
-    graft = GRAFTS.get(config.model_type)
-    if graft is None:
-        raise ValueError(f"`model_type` {config.model_type!r} is not a graft; grafts are {', '.join(GRAFTS)}.")
+    totals, graft = parameter_table(config), GRAFTS.get(config.model_type)
+    pipeline_tag = graft.pipeline_tag if graft else "image-text-to-text"
     training = training or {}
     base_models = base_models or training.get("base_models") or getattr(config, "base_models", None) or {}
     state: State = "random" if random_weights else "trained" if training else "unrecorded"
     data = ModelCardData(
-        license=license,
+        license=license or training.get("license") or ("apache-2.0" if graft else None),
         library_name="transformers",
-        pipeline_tag=graft.pipeline_tag,
-        tags=[*graft.tags, "custom_code"],
+        pipeline_tag=pipeline_tag,
+        tags=[*graft.tags, "custom_code"] if graft else ["vision-language"],
         **_relation(base_models, base_model_relation),
-        **_measured(repo_id, graft.pipeline_tag, training, datasets),
+        **_measured(repo_id, pipeline_tag, training, datasets),
     )
     return _render(
-        "graft.md.jinja",
+        "model.md.jinja",
         data,
         repo_id=repo_id,
         config=config,
         graft=graft,
+        pipeline_tag=pipeline_tag,
         state=state,
         config_only=config_only,
         dtype=str(config.dtype or "float32").removeprefix("torch."),
-        parameters=_parameter_rows(parameter_table(config), training.get("parameters") or {}),
+        parameters=_parameter_rows(totals, training.get("parameters") or {}),
         base_models=_base_rows(base_models),
         training=training,
         results=_results(training),
@@ -103,7 +105,7 @@ def build_adapter_card(
     *,
     repo_id: str,
     training: Mapping[str, Any] | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     pipeline_tag: str = "image-text-to-text",
     datasets: Sequence[str] | None = None,
     figures: Mapping[str, str] | None = None,
@@ -126,12 +128,14 @@ def build_adapter_card(
             "Push the base model and set its id."
         )
     training = training or {}
-    custom_code = training.get("model_type") not in CONFIG_MAPPING_NAMES
+    # Recipes have PEFT note the base's class in adapters of stock models (`recipes/trained_parts.py`).
+    library = (adapter.auto_mapping or {}).get("parent_library", "")
+    stock = library.startswith("transformers.") or training.get("model_type") in CONFIG_MAPPING_NAMES
     data = ModelCardData(
-        license=license,
+        license=license or training.get("license") or (None if stock else "apache-2.0"),
         library_name="peft",
         pipeline_tag=pipeline_tag,
-        tags=["lora", *(["custom_code"] if custom_code else [])],
+        tags=["lora", *([] if stock else ["custom_code"])],
         **_relation({"base": {"repo_id": base}}, "adapter"),
         **_measured(repo_id, pipeline_tag, training, datasets),
     )
@@ -140,7 +144,8 @@ def build_adapter_card(
         data,
         repo_id=repo_id,
         adapter=adapter,
-        custom_code=custom_code,
+        custom_code=not stock,
+        auto_processor="AutoTokenizer" if pipeline_tag == "text-generation" else "AutoProcessor",
         parameters=_parameter_rows({}, training.get("parameters") or {}),
         base_models=_base_rows(training.get("base_models") or {}),
         training=training,

@@ -19,16 +19,16 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from ..configuration import GRAFTS
 from ..configuration.code_files import PACKAGE
 from .cards import card_snippet
 from .clean_room_child import check_batch, greedy, logits_of
-from .graft_parts import graft_class, parameter_table
+from .graft_parts import Processor, graft_class, load_processor, parameter_table
 from .static_checks import inspect
 
-Reference: TypeAlias = PreTrainedModel | tuple[PreTrainedModel, ProcessorMixin]
+Reference: TypeAlias = PreTrainedModel | tuple[PreTrainedModel, Processor]
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
 TIMEOUT_SECONDS = 7200  # an 8B model on a few CPU cores takes most of an hour
@@ -189,6 +189,8 @@ def _judge_classes(directory: Path, measured: _Measured, report: CleanRoomReport
             findings.append(f"{auto} gave {model['class']} instead of {names[auto]} from the folder's own code")
         if missing := model.get("missing"):
             findings.append(f"{auto}: {len(missing)} tensors are missing from the weights, first {missing[0]}")
+        if unexpected := model.get("unexpected"):
+            findings.append(f"{auto}: {len(unexpected)} tensors of the weights have no place, first {unexpected[0]}")
     if not measured.record["models"]:
         findings.append("no Auto class for a model could be loaded; config.json must name one in `auto_map`")
         return findings
@@ -262,7 +264,7 @@ def _judge_processor(inputs: dict[str, torch.Tensor], wanted: dict[str, torch.Te
     ]
 
 
-def _reference(directory: Path, reference: Reference | None) -> tuple[PreTrainedModel | None, ProcessorMixin | None]:
+def _reference(directory: Path, reference: Reference | None) -> tuple[PreTrainedModel | None, Processor | None]:
     if isinstance(reference, tuple):
         return reference
     if reference is not None:
@@ -271,7 +273,7 @@ def _reference(directory: Path, reference: Reference | None) -> tuple[PreTrained
     if graft is None:
         return None, None
     model = graft_class(graft, "AutoModelForCausalLM").from_pretrained(directory)
-    return model, graft_class(graft, "AutoProcessor").from_pretrained(directory)
+    return model, load_processor(graft, directory)
 
 
 def _own_config(directory: Path) -> Any:

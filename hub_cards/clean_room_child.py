@@ -19,10 +19,11 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 NEW_TOKENS = 8
 PROMPTS = ("What is in the picture?", "This row has no picture and is longer, so that one of the two rows is padded.")
+PROMPTS_OF_TEXT = ("What is it?", "This row is longer than the other one, so that one of the two rows is padded.")
 
 
 def check_image() -> Image.Image:
@@ -33,7 +34,13 @@ def check_image() -> Image.Image:
 
 
 def check_batch(processor: Any) -> dict[str, torch.Tensor]:
-    """The fixed batch, left-padded: a row with an image and a row of text only."""
+    """The fixed batch, left-padded: a row with an image and a row of text only; for a tokenizer, two rows of text."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        prompts = list(PROMPTS_OF_TEXT)
+        if processor.chat_template:
+            rows = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = processor.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
+        return dict(processor(prompts, padding=True, padding_side="left", return_tensors="pt"))
     picture = [{"type": "image", "image": check_image()}, {"type": "text", "text": PROMPTS[0]}]
     text = [{"type": "text", "text": PROMPTS[1]}]
     rows = [[{"role": "user", "content": content}] for content in (picture, text)]
@@ -56,11 +63,17 @@ def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def greedy(model: Any, inputs: dict[str, torch.Tensor], use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """`NEW_TOKENS` greedy tokens (B, N) and the logits (B, N, V) they were chosen from, stop tokens barred."""
+    """`NEW_TOKENS` greedy tokens (B, N) and the logits (B, N, V) they were chosen from.
+
+    Barred are stop tokens and placeholders of images and videos: a model with random weights may choose one, and would
+    then be asked for one more image than there is.
+    """
+    placeholders = [getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")]
     output = model.generate(
         **inputs,
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
+        suppress_tokens=[token for token in placeholders if token is not None] or None,
         do_sample=False,
         num_beams=1,
         use_cache=use_cache,
@@ -73,17 +86,26 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], use_cache: bool) -> tupl
 
 def count_parameters(model: Any) -> dict[str, int]:
     """Part -> number of parameters; a part is a child of the backbone, or a child beside it. Tied ones count once."""
-    backbone = model.base_model
-    parts = list(backbone.named_children())
-    if backbone is not model:
-        parts += [(name, child) for name, child in model.named_children() if child is not backbone]
     seen: set[int] = set()
-    counts = {}
-    for name, part in parts:
-        fresh = {id(p): p.numel() for p in part.parameters() if id(p) not in seen}
-        seen |= fresh.keys()
-        counts[name] = sum(fresh.values())
+    counts: dict[str, int] = {}
+    for name, part in _parts(model):
+        parameters = {id(p): p.numel() for p in part.parameters()}
+        if parameters:
+            counts[name] = counts.get(name, 0) + sum(n for p, n in parameters.items() if p not in seen)
+            seen |= parameters.keys()
     return counts
+
+
+def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """Modules by part; the layers of a model with several kinds of them go by what its configuration calls them."""
+    backbone = model.base_model
+    for name, child in backbone.named_children():
+        if name == "layers" and hasattr(backbone.config, "layer_part"):
+            yield from ((backbone.config.layer_part(index), layer) for index, layer in enumerate(child))
+        else:
+            yield name, child
+    if backbone is not model:
+        yield from ((name, child) for name, child in model.named_children() if child is not backbone)
 
 
 class _Refuse(MetaPathFinder):
@@ -161,7 +183,8 @@ def _measure_model(
         model, info = getattr(transformers, auto).from_pretrained(
             directory, trust_remote_code=True, output_loading_info=True
         )
-    record.values["models"][auto] = _describe(model) | {"missing": sorted(info["missing_keys"])}
+    keys = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
+    record.values["models"][auto] = _describe(model) | keys
     with record.stage(f"running the model of {auto}"):
         if model.get_output_embeddings() is None:
             with torch.no_grad():
@@ -204,11 +227,14 @@ def main(request_file: str) -> None:
     directory = request["directory"]
     with record.stage("loading the configuration"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+    # A model of text alone has a tokenizer in the place of a processor.
+    named = getattr(config, "auto_map", None) or {"AutoProcessor": ""}
+    auto = "AutoProcessor" if "AutoProcessor" in named else "AutoTokenizer"
     with record.stage("loading the processor"):
-        processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+        processor = getattr(transformers, auto).from_pretrained(directory, trust_remote_code=True)
     with record.stage("building a batch with the processor"):
         inputs = check_batch(processor)
-    record.values["parts"] = {"AutoConfig": type(config).__name__, "AutoProcessor": type(processor).__name__}
+    record.values["parts"] = {"AutoConfig": type(config).__name__, auto: type(processor).__name__}
     record.tensors |= {f"inputs.{name}": tensor for name, tensor in inputs.items()}
     if request["weights"]:
         _measure_weights(directory, config, inputs, record)

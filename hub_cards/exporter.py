@@ -19,13 +19,21 @@ from uuid import uuid4
 import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import GRAFTS, preset_config
 from ..configuration.code_files import PACKAGE, code_set
 from .cards import build_card, placeholder_repo_id
 from .code_rules import relative_imports
-from .graft_parts import build_processor, generation_config, graft_class, parameter_table
+from .graft_parts import (
+    Processor,
+    build_processor,
+    check_graft_only,
+    generation_config,
+    graft_class,
+    parameter_table,
+    tokenizer_of,
+)
 from .static_checks import NAME_KEYS, is_local_name
 
 # Above this many parameters a random model is made in bfloat16: float32 would only double the download.
@@ -34,7 +42,7 @@ LARGE = 1_000_000_000
 
 def export_repository(
     model: PreTrainedModel,
-    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    processor: Processor,
     out: str | os.PathLike,
     *,
     card: ModelCard | None = None,
@@ -61,7 +69,7 @@ def export_repository(
 
     Raises:
         ValueError: `out` is in use, the model is an adapter that was not merged, the code of model and processor
-            does not fit together, or `graft_only` of a model whose bases are not on the Hub.
+            does not fit together, or `graft_only` of a model whose bases are not on the Hub or that has no such form.
         OSError: the disk is full or not writable; `out` is as it was before.
     """
     if not isinstance(model, PreTrainedModel):
@@ -69,6 +77,8 @@ def export_repository(
             f"A {type(model).__name__} is not a model that can be exported. Merge an adapter first "
             "(`model = model.merge_and_unload()`), or save it as an adapter."
         )
+    if graft_only:
+        check_graft_only(model.config)
     auto_map = _auto_map(model.config)
     code = _live_code(model.config, auto_map, [model.config, model, processor])
     out = free_target(out, overwrite)
@@ -115,7 +125,7 @@ def export_preset(
     config = preset_config(name)
     out = free_target(out, overwrite)
     processor = build_processor(config, AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None)
-    generation = generation_config(processor.tokenizer)
+    generation = generation_config(tokenizer_of(processor))
     large = sum(parameter_table(config).values()) > LARGE
     config.dtype = torch.bfloat16 if large else torch.float32
     card = build_card(config, repo_id=placeholder_repo_id(out), random_weights=True, config_only=config_only)

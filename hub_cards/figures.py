@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
@@ -29,7 +29,7 @@ def draw_figures(training: Mapping[str, Any], directory: Path) -> dict[str, str]
     return figures
 
 
-def confusion_figure(confusion: Mapping[str, Any], path: Path) -> Path:
+def confusion_figure(confusion: Mapping[str, Any], path: Path | BinaryIO) -> None:
     """Draw a confusion matrix as PNG: rows by target, columns by answer, coloured by the share of the row.
 
     Args:
@@ -48,7 +48,6 @@ def confusion_figure(confusion: Mapping[str, Any], path: Path) -> Path:
             colour = "white" if shares[row][column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
     figure.savefig(path, format="png", dpi=120)
-    return path
 
 
 def _short(label: str) -> str:

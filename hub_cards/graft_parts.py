@@ -1,14 +1,19 @@
-"""What publishing has to know of a graft beyond the table of grafts: its classes at hand, its processor from a config.
+"""What publishing has to know of a model beyond the table of grafts: its classes at hand, its processor from a config.
 
-A new graft adds one function to `PROCESSORS`; everything else here follows from `GRAFTS`.
+A new graft with images adds one function to `PROCESSORS`; everything else here follows from `GRAFTS`. What a model of
+text alone has in the place of a processor is its tokenizer.
 """
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,6 +36,8 @@ from ..processing.qwen_tokenizer import QWEN3_SPECIAL_TOKENS
 from ..processing.vision_language_processing import vision_token_ids
 from .clean_room_child import count_parameters
 
+Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
+
 
 def graft_class(graft: Graft, auto_class: str) -> type:
     """The package's own class that stands under `auto_class` in the graft's `auto_map`."""
@@ -38,34 +45,80 @@ def graft_class(graft: Graft, auto_class: str) -> type:
     return getattr(import_module(f"{PACKAGE}.{module}"), name)
 
 
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The graft's model with its head on the meta device: every shape, no memory.
-
-    Args:
-        config: configuration of a graft, of this package's class or of the same class loaded as remote code.
+def whole_model_class(config: PreTrainedConfig) -> type:
+    """The Auto class that loads the whole model, head included, of a graft or of a stock image-text model.
 
     Raises:
-        ValueError: not a graft's configuration.
+        ValueError: a configuration of neither.
     """
-    graft = GRAFTS.get(config.model_type)
+    if config.model_type in GRAFTS:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise ValueError(
+        f"`model_type` {config.model_type!r} is not a graft ({', '.join(GRAFTS)}) and not an image-text model of "
+        "transformers; there is no card and no export for it here."
+    )
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with its head on the meta device: every shape, no memory.
+
+    Args:
+        config: configuration of a graft, of this package's class or of the same class loaded as remote code; or of a
+            stock image-text model.
+
+    Raises:
+        ValueError: a configuration of neither.
+    """
+    graft, auto_class = GRAFTS.get(config.model_type), whole_model_class(config)
     if graft is None:
-        raise ValueError(f"`model_type` {config.model_type!r} is not a graft; grafts are {', '.join(GRAFTS)}.")
+        with torch.device("meta"):
+            return auto_class.from_config(config)
     own_config = graft_class(graft, "AutoConfig").from_dict(config.to_dict())
     with torch.device("meta"):
         return graft_class(graft, "AutoModelForCausalLM")(own_config)
 
 
 def parameter_table(config: PreTrainedConfig) -> dict[str, int]:
-    """Part -> number of parameters of a graft's whole model, counted on the meta device.
+    """Part -> number of parameters of the whole model, counted on the meta device.
 
     Raises:
-        ValueError: not a graft's configuration.
+        ValueError: a configuration of neither a graft nor a stock image-text model.
     """
     return count_parameters(meta_model(config))
 
 
-def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> ProcessorMixin:
-    """The processor that fits a graft's configuration.
+def check_graft_only(config: PreTrainedConfig) -> None:
+    """Whether a model has new parts that can be stored alone.
+
+    Raises:
+        ValueError: a stock model, or a graft that changes all of its weights.
+    """
+    graft = GRAFTS.get(config.model_type)
+    if graft is None:
+        raise ValueError(f"A stock {config.model_type!r} has no graft-only form; export the whole model.")
+    if not hasattr(graft_class(graft, "AutoModelForCausalLM"), "graft_modules"):
+        raise ValueError(
+            f"A {config.model_type!r} has no graft-only form: training changes all of its weights. Export the whole "
+            "model."
+        )
+
+
+def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
+    """A processor's tokenizer, or the tokenizer that stands in its place."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def load_processor(graft: Graft, directory: Path) -> Processor:
+    """What a folder of a graft turns text into tensors with, by the package's own class."""
+    if graft.reads_images:
+        return graft_class(graft, "AutoProcessor").from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Processor:
+    """The processor that fits a graft's configuration; of a graft without images, the tokenizer.
 
     Args:
         config: configuration of a graft.
@@ -76,6 +129,12 @@ def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
         ValueError: a graft or tower without a known processor, or a tokenizer whose ids the configuration does not
             share.
     """
+    graft = GRAFTS.get(config.model_type)
+    if graft is not None and not graft.reads_images:
+        tokenizer = tokenizer or build_qwen_tokenizer(config.pad_token_id)
+        _check_fit(tokenizer, {"pad_token_id": tokenizer.pad_token_id}, config)
+        tokenizer.chat_template = load_chat_template()
+        return tokenizer
     if config.model_type not in PROCESSORS:
         raise ValueError(
             f"No processor is known for `model_type` {config.model_type!r} (known: {', '.join(PROCESSORS)}). Build it "
@@ -83,15 +142,18 @@ def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
         )
     if tokenizer is None:
         tokenizer = build_qwen_tokenizer(config.image_token_id - list(QWEN3_SPECIAL_TOKENS).index("<|image_pad|>"))
-    found = vision_token_ids(tokenizer)
+    _check_fit(tokenizer, vision_token_ids(tokenizer), config)
+    return PROCESSORS[config.model_type](config, tokenizer)
+
+
+def _check_fit(tokenizer: PreTrainedTokenizerBase, found: dict[str, int | None], config: PreTrainedConfig) -> None:
     wanted = {name: getattr(config, name) for name in found}
-    highest, vocab_size = max(tokenizer.get_vocab().values()), config.text_config.vocab_size
+    highest, vocab_size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     if found != wanted or highest >= vocab_size:
         raise ValueError(
             f"The tokenizer does not fit the configuration: it has {found} and ids up to {highest}, the configuration "
             f"{wanted} and {vocab_size} rows. Use the tokenizer of the language model that the configuration describes."
         )
-    return PROCESSORS[config.model_type](config, tokenizer)
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

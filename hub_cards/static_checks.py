@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub.repocard import metadata_load
-from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..configuration import GRAFTS
+from ..recipes.weights_files import read_shard
 from .code_rules import code_findings, defined_classes, relative_imports
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -200,7 +200,7 @@ def _weights(directory: Path, values: dict[str, Any]) -> tuple[int, list[str]]:
     """Number of tensors, and what is wrong with the files they lie in."""
     findings, held = [], {}
     for path in sorted(directory.glob("*.safetensors")):
-        problem, held[path.name] = _read_shard(path)
+        problem, held[path.name] = read_shard(path)
         findings += [problem] if problem else []
     for name, index in values.items():
         if name.endswith(".safetensors.index.json"):
@@ -211,33 +211,6 @@ def _weights(directory: Path, values: dict[str, Any]) -> tuple[int, list[str]]:
                 elif held[shard] and tensor not in held[shard]:
                     findings.append(f"{shard} does not hold {tensor}, which {name} says it does")
     return sum(len(names) for names in held.values()), findings
-
-
-def _read_shard(path: Path) -> tuple[str | None, set[str]]:
-    """What is wrong with a safetensors file, and its tensors: the header tells where each of them ends."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = file.read(header_size) if header_size < size else b""
-    try:
-        entries = json.loads(header)
-    except ValueError:
-        return f"{path.name} is cut short or no safetensors file: its header of {size} bytes cannot be read", set()
-    ends = {
-        name: 8 + header_size + entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"
-    }
-    cut = sorted((end, name) for name, end in ends.items() if end > size)
-    if cut:
-        problem = (
-            f"{path.name} is cut short: {size} of {max(ends.values())} bytes, so {len(cut)} of {len(ends)} tensors "
-            f"are not whole, the first of them {cut[0][1]}; save or download it again"
-        )
-        return problem, set(ends)
-    try:
-        with safe_open(path, framework="pt") as shard:
-            return None, set(shard.keys())
-    except SafetensorError as error:
-        return f"{path.name} cannot be read: {error}; save or download it again", set()
 
 
 def _card(directory: Path) -> list[str]:

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import ModelCard
-from peft import AutoPeftModelForCausalLM, PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from ..configuration import GRAFTS, Graft, Qwen3PerceiverConnectorConfig
 from ..configuration.presets import RECOMMENDED_CONNECTOR
@@ -22,7 +22,7 @@ from .cards import build_adapter_card, build_card, placeholder_repo_id
 from .clean_room import CleanRoomReport, verify
 from .exporter import export_repository, free_target
 from .figures import draw_figures
-from .graft_parts import generation_config, graft_class
+from .graft_parts import generation_config, graft_class, whole_model_class
 from .static_checks import is_local_name
 
 ADAPTER = "adapter_config.json"
@@ -112,19 +112,38 @@ def _graft_vision_language(
 def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overwrite: bool = False) -> Path:
     """Export a trained folder: a checkpoint as it is or its graft alone, an adapter merged into its base.
 
+    Args:
+        directory: a graft or a stock image-text model, or an adapter of either.
+        out: folder of the new repository.
+        graft_only: store the trained new parts alone.
+        overwrite: replace a model that is there already.
+
     Raises:
-        ValueError: `out` is not empty, the weights do not fit, or `graft_only` of bases that are not on the Hub or of
-            a merged adapter, which changes them.
+        ValueError: `out` is not empty, the model is of another kind, the weights do not fit, an adapter names no base,
+            or `graft_only` of bases that are not on the Hub, of a stock model, or of an adapter, which changes them.
     """
-    if graft_only and (directory / ADAPTER).is_file():
+    adapter = PeftConfig.from_pretrained(directory) if (directory / ADAPTER).is_file() else None
+    if graft_only and adapter is not None:
         raise ValueError(f"{directory} holds an adapter, which changes the language model; it has no graft-only form.")
-    if (directory / ADAPTER).is_file():
-        adapted = AutoPeftModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype="auto")
-        model, source = adapted.merge_and_unload(), adapted.peft_config["default"].base_model_name_or_path
-    else:
-        model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype="auto")
-        source = directory
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    if adapter is not None and not adapter.base_model_name_or_path:
+        raise ValueError(f"{ADAPTER} in {directory} names no base model; set `base_model_name_or_path`.")
+    source = {"pretrained_model_name_or_path": directory}
+    if adapter is not None:
+        source = {"pretrained_model_name_or_path": adapter.base_model_name_or_path, "revision": adapter.revision}
+    # The cheap refusals come before gigabytes are read.
+    free_target(out, overwrite)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(**source, trust_remote_code=True)
+    auto_class = whole_model_class(config)
+    stock = config.model_type not in GRAFTS
+    if graft_only and stock:
+        raise ValueError(f"{directory} holds a stock {config.model_type!r}, which has no graft-only form.")
+    model = auto_class.from_pretrained(**source, trust_remote_code=True, dtype="auto")
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, directory).merge_and_unload()
+    if stock and (directory / "processor_config.json").is_file():
+        # A run saves its processor beside the adapter. A graft's comes from where its code comes from.
+        source = {"pretrained_model_name_or_path": directory}
+    processor = AutoProcessor.from_pretrained(**source, trust_remote_code=True)
     out = export_repository(model, processor, out, graft_only=graft_only, overwrite=overwrite)
     if (training := read_metadata(directory)) is not None:
         write_metadata(training, out)
@@ -137,19 +156,14 @@ def write_card(directory: Path, *, repo_id: str | None = None) -> Path:
     training = read_metadata(directory)
     repo_id = repo_id or placeholder_repo_id(directory)
     figures = draw_figures(training or {}, directory)
+    shared = {"repo_id": repo_id, "training": training, "figures": figures}
     card: ModelCard
     if (directory / ADAPTER).is_file():
         adapter = PeftConfig.from_pretrained(directory)
-        card = build_adapter_card(adapter, repo_id=repo_id, training=training, figures=figures)
+        card = build_adapter_card(adapter, **shared)
     else:
         config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=True)
-        card = build_card(
-            config,
-            repo_id=repo_id,
-            training=training,
-            base_models=getattr(config, "base_models", None),
-            figures=figures,
-        )
+        card = build_card(config, base_models=getattr(config, "base_models", None), **shared)
     card.save(directory / "README.md")
     return directory / "README.md"
 

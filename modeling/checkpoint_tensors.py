@@ -14,6 +14,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
+
+
+def commit_of(name: str, revision: str) -> str | None:
+    """The commit of a branch, tag or commit of a Hub repository; None for a folder.
+
+    Raises:
+        OSError: no such repository or revision, or it cannot be reached, in transformers' words.
+    """
+    file = cached_file(name, "config.json", revision=revision)
+    return None if file.startswith(name) else extract_commit_hash(file, None)
 
 
 def read_tensors(
@@ -23,7 +34,7 @@ def read_tensors(
     prefixes: tuple[str, ...] = ("",),
     revision: str | None = None,
     dtype: torch.dtype | None = None,
-    leave: Collection[str] = (),
+    leave: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """Read the tensors of one part of a checkpoint.
 
@@ -36,7 +47,7 @@ def read_tensors(
             branch may move.
         dtype: floating type of the result; None leaves every tensor as it is stored. Tensors are converted one by one
             while they are read, which takes no memory beyond the largest of them.
-        leave: names of tensors of the part that are not wanted.
+        leave: beginnings of the names of tensors that are not wanted.
 
     Returns:
         The tensors by name, without the prefix.
@@ -54,7 +65,7 @@ def read_tensors(
         )
     wanted: dict[str, list[str]] = {}
     for key, shard in shards.items():
-        if key.startswith(prefix) and key not in leave:
+        if key.startswith(prefix) and not key.startswith(leave):
             wanted.setdefault(shard, []).append(key)
     files = {}
     for shard, keys in wanted.items():
@@ -80,6 +91,7 @@ def load_part(
     *,
     part: str,
     name: str,
+    new: tuple[str, ...] = (),
 ) -> PreTrainedModel:
     """Build a model around tensors from `read_tensors`; it takes them over without a copy.
 
@@ -89,6 +101,7 @@ def load_part(
         tensors: all its weights. The first floating type among them becomes the model's.
         part: what it is called in errors.
         name: the checkpoint's name, for errors.
+        new: what the names of parameters hold that the checkpoint cannot have; they are initialised.
 
     Raises:
         ValueError: tensors are missing, are of another shape or have no place to go.
@@ -97,9 +110,10 @@ def load_part(
     model, info = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
+    missing = [key for key in info["missing_keys"] if not any(part in key for part in new)]
     mismatched = [f"{key} {list(theirs)} (the model has {list(ours)})" for key, theirs, ours in info["mismatched_keys"]]
     problems = (
-        ("lacks {} of the model's tensors: {}", info["missing_keys"]),
+        ("lacks {} of the model's tensors: {}", missing),
         ("has {} that the model does not know: {}", info["unexpected_keys"]),
         ("has {} of another shape: {}", mismatched),
     )
@@ -164,4 +178,4 @@ def _few(keys: Iterable[str]) -> str:
     return f"{', '.join(keys[:5])}{f', … ({len(keys)} in all)' if len(keys) > 5 else ''}"
 
 
-__all__ = ["load_part", "read_tensors"]
+__all__ = ["commit_of", "load_part", "read_tensors"]

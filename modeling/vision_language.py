@@ -16,20 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     Cache,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3ForCausalLM,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import cached_file, can_return_tuple
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import can_return_tuple
 
-from .checkpoint_tensors import load_part, read_tensors
+from .checkpoint_tensors import commit_of, load_part, read_tensors
 from .graft_only_loading import GraftOnlyLoadingMixin
+from .qwen_checkpoint import read_generation_config, read_language_config
 from .soft_tokens import splice_soft_tokens
 from .strict_loading import StrictLoadingMixin
 
@@ -250,8 +248,8 @@ class VisionLanguageForCausalLM(VisionLanguagePreTrainedModel, GenerationMixin):
         # A branch may move while its files are read, so both are pinned. Only what came from the Hub has a commit, and
         # only that means anything to others.
         commits = {
-            "vision": (vision, _commit_of(vision, vision_revision or "main")),
-            "language": (language, _commit_of(language, language_revision or "main")),
+            "vision": (vision, commit_of(vision, vision_revision or "main")),
+            "language": (language, commit_of(language, language_revision or "main")),
         }
         bases = {part: {"repo_id": name, "revision": sha} for part, (name, sha) in commits.items() if sha}
         language_model = load_language_model(language, commits["language"][1], dtype)
@@ -357,34 +355,15 @@ def load_language_model(name: str, revision: str | None, dtype: str | torch.dtyp
     Raises:
         ValueError: another kind of model, a quantised one, or files or tensors missing or damaged.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    if config.model_type != "qwen3":
-        raise ValueError(
-            f"{name!r} holds a {config.model_type!r} model; the language model must be a dense Qwen3 (`qwen3`)."
-        )
-    if quantization := getattr(config, "quantization_config", None):
-        method = dict(quantization).get("quant_method", "some")
-        raise ValueError(
-            f"{name!r} is quantised ({method}); a graft starts from full weights. Choose the checkpoint it was made "
-            "from, and quantise the assembled model when loading it."
-        )
+    config = read_language_config(name, revision, ("qwen3",))
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
     # Some tied checkpoints store the head all the same: a second copy of the embeddings.
     leave = ("lm_head.weight",) if config.tie_word_embeddings else ()
     tensors = read_tensors(name, part="language", revision=revision, dtype=dtype, leave=leave)
     model = load_part(Qwen3ForCausalLM, config, tensors, part="language", name=name)
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:  # not every checkpoint has one
-        model.generation_config = GenerationConfig.from_model_config(config)
+    model.generation_config = read_generation_config(name, revision, config)
     return model
-
-
-def _commit_of(name: str, revision: str) -> str | None:
-    """The commit of a branch, tag or commit of a Hub repository; None for a folder."""
-    file = cached_file(name, "config.json", revision=revision)
-    return None if file.startswith(name) else extract_commit_hash(file, None)
 
 
 __all__ = [

@@ -112,14 +112,16 @@ def train(
     Example: `qwen-grafts train recipes/perceiver_vlm/stage1_align.yaml --learning_rate 1e-3`
     """
     from .hub_cards import finish_run
-    from .recipes.graft_sft import main, parse
+    from .recipes.graft_sft import GraftSFTTrainer, main, parse
 
     sys.argv = ["qwen-grafts train", "--config", str(recipe), *context.args]
-    trainer = main(*parse(sys.argv[1:]))
-    if trainer.is_world_process_zero():
-        report = finish_run(Path(trainer.args.output_dir))
+
+    def finish(trainer: GraftSFTTrainer) -> None:
+        report = finish_run(Path(trainer.args.output_dir), repo_id=trainer.hub_model_id)
         without = "The adapter's base is a local folder: push that first, then this with `push --base-repo-id`."
         console.print(str(report or without), soft_wrap=True)
+
+    main(*parse(sys.argv[1:]), finish=finish)
 
 
 @app.command()
@@ -276,10 +278,10 @@ def ask(
 
 @app.command()
 def demo(
-    graft: Annotated[str, typer.Argument(help="`perceiver-vlm` or `vision-bridge`.")] = "perceiver-vlm",
+    graft: Annotated[str, typer.Argument(help="`perceiver-vlm`, `vision-bridge` or `qwen3-vl-sft`.")] = "perceiver-vlm",
     directory: Annotated[
         Path | None,
-        typer.Option("--dir", help="Where everything is written; default: demo, or demo/vision-bridge."),
+        typer.Option("--dir", help="Where everything is written; default: demo, or a folder in it."),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image instead.", dir_okay=False)] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
@@ -287,7 +289,7 @@ def demo(
     repo_id: Annotated[str | None, typer.Option(help="Also publish to the Hub as OWNER/NAME.")] = None,
     seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
 ) -> None:
-    """The whole promise once: pretrain, graft, train, evaluate, publish, load in a clean process, ask.
+    """The whole way once: pretrain, graft, train, evaluate, publish, load in a clean process, ask.
 
     Example: `qwen-grafts demo vision-bridge --image photo.png --question "Which digit is it?" --thinking`
     """

@@ -1,7 +1,7 @@
-"""`qwen-grafts demo`: the promise of one graft once, offline, on two CPU cores, with nothing replaced by a stand-in.
+"""`qwen-grafts demo`: one promise of this package once, offline, on two CPU cores.
 
-What a demo does, step by step, is in its own file: `demo_perceiver_vlm.py`, `demo_vision_bridge.py`. What they share is
-in `demo_steps.py`.
+What a demo does, step by step, is in its own file: `demo_perceiver_vlm.py`, `demo_vision_bridge.py`,
+`demo_qwen3_vl_sft.py`. What they share is in `demo_steps.py` and `demo_results.py`.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import demo_perceiver_vlm, demo_vision_bridge
+from . import demo_perceiver_vlm, demo_qwen3_vl_sft, demo_vision_bridge
 from .demo_steps import ask_clean, show_reply
 from .processing.guarded_images import open_image
 
 
 @dataclass(frozen=True)
 class Demo:
-    """One graft's demo.
+    """One demo.
 
     Attributes:
         run: does everything and returns the report's path.
@@ -36,6 +36,9 @@ DEMOS = {
     "perceiver-vlm": Demo(demo_perceiver_vlm.run, Path("demo"), "qwen-grafts demo", thinks=False),
     "vision-bridge": Demo(
         demo_vision_bridge.run, Path("demo", "vision-bridge"), "qwen-grafts demo vision-bridge", thinks=True
+    ),
+    "qwen3-vl-sft": Demo(
+        demo_qwen3_vl_sft.run, Path("demo", "qwen3-vl-sft"), "qwen-grafts demo qwen3-vl-sft", thinks=False
     ),
 }
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from transformers import SiglipImageProcessor, SiglipVisionModel, set_seed
 
 from .configuration import preset_config
-from .demo_steps import ask_samples, held_out_samples, publish, report, results_table, tiny_tokenizer, train_tiny
+from .demo_results import image_results, results_table
+from .demo_steps import ask_samples, held_out_samples, publish, report, tiny_tokenizer, train_tiny
 from .hub_cards import graft_perceiver_vlm
 from .recipes.language_pretraining import described, pretrain_language_model
 from .recipes.run_metadata import read_metadata
@@ -59,7 +60,8 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.rule("2  Train the connector with TRL, everything else frozen")
     published = directory / "published"
     train_tiny("perceiver_vlm", grafted, published, seed)
-    console.print(results_table(read_metadata(published)["metrics"]))
+    results = image_results(read_metadata(published)["metrics"])
+    console.print(results_table(results))
 
     console.rule("3  Publish: card and clean-room check")
     publish(published, repo_id, PRESET, console)
@@ -67,5 +69,11 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.rule("4  Load it in a clean process and ask")
     samples = ask_samples(published, held_out_samples(directory / "samples", seed), console)
     return report(
-        directory, graft="Perceiver VLM", trained_part="connector", samples=samples, start=start, console=console
+        directory,
+        subject="Perceiver VLM, tiny preset",
+        trained_part="connector",
+        results=results,
+        samples=samples,
+        start=start,
+        console=console,
     )

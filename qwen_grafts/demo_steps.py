@@ -13,17 +13,17 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from transformers import Qwen2Tokenizer
 
 from .configuration.presets import NUM_SPECIAL_TOKENS, TINY_VOCAB_SIZE
+from .demo_results import Result
 from .hub_cards import finish_run, push_repository
 from .processing import build_qwen_tokenizer
 from .recipes.graft_sft import GraftArguments, parse
 from .recipes.graft_sft import main as train
 from .recipes.graft_trainer import GraftSFTTrainer
 from .recipes.run_metadata import read_metadata
-from .recipes.visual_tasks import CHANCE, ONE_SIZE, QUESTIONS, digit_scenes, shape_scenes
+from .recipes.visual_tasks import ONE_SIZE, QUESTIONS, digit_scenes, shape_scenes
 from .report import write_report
 
 SHOWN_IMAGES = 12
@@ -41,25 +41,19 @@ def tiny_tokenizer(rows: Dataset, others: Iterable[str] = ()) -> Qwen2Tokenizer:
     return build_qwen_tokenizer(TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS, [*words, *others])
 
 
-def train_tiny(graft: str, model: Path, output_dir: Path, seed: int) -> tuple[GraftSFTTrainer, GraftArguments]:
-    """Run `recipes/<graft>/tiny.yaml` from an exported repository."""
-    recipe = files(f"qwen_grafts.recipes.{graft}").joinpath("tiny.yaml")
-    arguments = ["--config", str(recipe), "--model_name_or_path", str(model), "--output_dir", str(output_dir)]
-    sys.argv = ["qwen-grafts train", *arguments, "--seed", str(seed)]
+def train_tiny(
+    folder: str, model: Path, output_dir: Path, seed: int, recipe: str = "tiny.yaml", overrides: Sequence[str] = ()
+) -> tuple[GraftSFTTrainer, GraftArguments]:
+    """Run `recipes/<folder>/<recipe>` from a checkpoint in a folder.
+
+    Args:
+        overrides: further values of the recipe, as on the command line.
+    """
+    path = files(f"qwen_grafts.recipes.{folder}").joinpath(recipe)
+    arguments = ["--config", str(path), "--model_name_or_path", str(model), "--output_dir", str(output_dir)]
+    sys.argv = ["qwen-grafts train", *arguments, *overrides, "--seed", str(seed)]
     parsed = parse(sys.argv[1:])
     return train(*parsed), parsed[0]
-
-
-def results_table(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Accuracy before and after training, beside its controls."""
-    table = Table(title="Exact match on held-out images", title_justify="left")
-    for column in ("question", "before", "after", "blank image", "shuffled images", "chance"):
-        table.add_column(column, justify="left" if column == "question" else "right")
-    for kind, after in metrics["after"].items():
-        before = metrics["before"].get(kind)
-        figures = (after["exact_match"], after["blank_image"], after["shuffled_image"], CHANCE[kind.partition(",")[0]])
-        table.add_row(kind, f"{before['exact_match']:.3f}" if before else "", *(f"{figure:.3f}" for figure in figures))
-    return table
 
 
 def publish(published: Path, repo_id: str | None, preset: str, console: Console) -> None:
@@ -145,21 +139,32 @@ def ask_clean(published: Path, requests: list[dict[str, Any]]) -> list[dict[str,
 
 
 def report(
-    directory: Path, *, graft: str, trained_part: str, samples: list[dict[str, Any]], start: float, console: Console
+    directory: Path,
+    *,
+    headline: str = "A Qwen3 that learned to see",
+    subject: str,
+    trained_part: str,
+    results: Sequence[Result],
+    samples: list[dict[str, Any]],
+    start: float,
+    console: Console,
 ) -> Path:
     """Write the report page of a demo's folder and say where it is.
 
     Args:
-        graft: name of the demo.
-        trained_part: part of the model that was trained.
+        headline, subject: what happened, and to what, in words.
+        trained_part: what of the model was trained.
+        results: what was measured.
         samples: what `ask_samples` returned.
         start: `time.perf_counter()` when the demo began.
     """
     published = directory / "published"
     path = write_report(
         directory / "report.html",
-        graft=graft,
+        headline=headline,
+        subject=subject,
         trained_part=trained_part,
+        results=results,
         metadata=read_metadata(published),
         samples=samples,
         card=(published / "README.md").read_text(encoding="utf-8"),

@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from .configuration import preset_config
-from .demo_steps import ask_samples, held_out_samples, publish, report, results_table, tiny_tokenizer, train_tiny
+from .demo_results import image_results, results_table
+from .demo_steps import ask_samples, held_out_samples, publish, report, tiny_tokenizer, train_tiny
 from .hub_cards import graft_vision_bridge
 from .recipes.generative_evaluation import evaluate
 from .recipes.graft_sft import GraftArguments
@@ -67,7 +68,8 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     trainer, arguments = train_tiny("vision_bridge", grafted, published, seed)
 
     console.rule("3  Phase 2: no training; the same questions with thinking switched on")
-    console.print(results_table(_evaluate_thinking(trainer, arguments, published)))
+    results = image_results(_evaluate_thinking(trainer, arguments, published))
+    console.print(results_table(results))
 
     console.rule("4  Publish: card and clean-room check")
     publish(published, repo_id, PRESET, console)
@@ -75,7 +77,13 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.rule("5  Load it in a clean process and ask")
     samples = ask_samples(published, held_out_samples(directory / "samples", seed, MANY_SIZES), console, SWITCHES)
     return report(
-        directory, graft="Vision bridge", trained_part="adapter", samples=samples, start=start, console=console
+        directory,
+        subject="Vision bridge, tiny preset",
+        trained_part="adapter",
+        results=results,
+        samples=samples,
+        start=start,
+        console=console,
     )
 
 

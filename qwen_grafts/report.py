@@ -1,9 +1,10 @@
-"""The demo's one page: loss curve, accuracy against controls, sample images with questions and answers, model card.
+"""A demo's one page: accuracy against controls, loss curve, confusion matrices, images with answers, model card.
 
 Self-contained HTML: every picture is inlined, nothing is fetched.
 """
 
 import base64
+from collections.abc import Sequence
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -17,17 +18,19 @@ from PIL import Image
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .recipes.visual_tasks import CHANCE
+from .demo_results import Result
+from .hub_cards.figures import confusion_figure
 
-BARS = (("exact_match", "own image", "#2a6fdb"), ("blank_image", "blank image", "#b8b8b8"))
-BARS += (("shuffled_image", "another row's image", "#6f6f6f"),)
+COLOURS = {"own image": "#2a6fdb", "blank image": "#b8b8b8", "shuffled images": "#6f6f6f"}
 
 
 def write_report(
     path: Path,
     *,
-    graft: str,
+    headline: str,
+    subject: str,
     trained_part: str,
+    results: Sequence[Result],
     metadata: dict[str, Any],
     samples: list[dict[str, Any]],
     card: str,
@@ -36,8 +39,9 @@ def write_report(
     """Write the page.
 
     Args:
-        graft: what was built, in words.
-        trained_part: the part of it that was trained.
+        headline, subject: what happened, and to what, in words.
+        trained_part: what of the model was trained.
+        results: what was measured on held-out images.
         metadata: content of `training_meta.json`.
         samples: {"image": path, "question", "expected", "replies": [{"name", "thought", "answer"}, …]}.
         card: the model card's Markdown with its YAML header.
@@ -48,14 +52,15 @@ def write_report(
     )
     header, _, body = card.removeprefix("---\n").partition("\n---\n")
     html = template.render(
-        graft=graft,
+        headline=headline,
+        subject=subject,
         trained_part=trained_part,
+        results=results,
         metadata=metadata,
         minutes=seconds / 60,
         loss_curve=_figure(_loss_curve(metadata)),
-        accuracy=_figure(_accuracy(metadata["metrics"]["after"])),
-        results=metadata["metrics"],
-        chance={kind: _chance(kind) for kind in metadata["metrics"]["after"]},
+        accuracy=_figure(_accuracy(results)),
+        confusion={field: _confusion(matrix) for field, matrix in (metadata.get("confusion") or {}).items()},
         samples=[sample | {"picture": _picture(sample["image"])} for sample in samples],
         card_header=header,
         card=MarkdownIt("commonmark", {"html": False}).enable("table").render(_without_figures(body)),
@@ -77,28 +82,31 @@ def _loss_curve(metadata: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def _accuracy(after: dict[str, dict[str, float]]) -> plt.Figure:
-    figure, axes = plt.subplots(figsize=(max(6.4, 1.35 * len(after)), 3.2))
-    width = 0.26
-    for offset, (key, label, colour) in enumerate(BARS):
-        places = [index + (offset - 1) * width for index in range(len(after))]
-        bars = axes.bar(places, [result[key] for result in after.values()], width, label=label, color=colour)
+def _accuracy(results: Sequence[Result]) -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(max(6.4, 1.35 * len(results)), 3.2))
+    shares = [{"own image": result.after} | result.controls for result in results]
+    width = 0.78 / len(shares[0])
+    for number, label in enumerate(shares[0]):
+        places = [index + (number - (len(shares[0]) - 1) / 2) * width for index in range(len(results))]
+        bars = axes.bar(places, [share[label] for share in shares], width, label=label, color=COLOURS[label])
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    for index, kind in enumerate(after):
-        axes.hlines(_chance(kind), index - 0.42, index + 0.42, colors="black", linestyles="dotted", linewidth=1)
+    for index, result in enumerate(results):
+        if result.chance is not None:
+            axes.hlines(result.chance, index - 0.42, index + 0.42, colors="black", linestyles="dotted", linewidth=1)
     axes.set(
-        xticks=range(len(after)),
-        xticklabels=[kind.replace(", ", "\n") for kind in after],
+        xticks=range(len(results)),
+        xticklabels=[result.kind.replace(", ", "\n").replace(" (", "\n(") for result in results],
         ylim=(0, 1.18),
-        ylabel="exact match, held out",
+        ylabel="right answers, held out",
     )
     axes.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
     return figure
 
 
-def _chance(kind: str) -> float:
-    """Of a kind of question; "shape, thinking" is the question "shape"."""
-    return CHANCE[kind.partition(",")[0]]
+def _confusion(matrix: dict[str, Any]) -> str:
+    buffer = BytesIO()
+    confusion_figure(matrix, buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _figure(figure: plt.Figure) -> str:

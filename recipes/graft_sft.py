@@ -9,26 +9,31 @@ Any value of the YAML can be overridden on the command line (`--learning_rate 1e
 repository, so that every checkpoint holds the code that loads it.
 """
 
+import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
 from .graft_trainer import GraftSFTTrainer
 from .held_out import HeldOutRows
-from .model_loading import load_model, load_processor
+from .model_loading import load_model, load_processor, pin_revision
 from .preflight import preflight
 from .query_data import imbalance
 from .resume import last_complete_checkpoint
 from .run_metadata import check_saved, repeat_command, training_metadata, write_metadata, write_refused
+from .trackers import check_trackers, record_run
 from .trained_parts import freeze, lora, parse_learning_rates
-from .training_data import DataArguments, load_training_data
+from .training_data import DataArguments, load_training_data, read_in_order
 
 
 @dataclass
@@ -65,14 +70,26 @@ class GraftArguments(DataArguments):
     )
 
 
-def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: ModelConfig) -> GraftSFTTrainer:
+def main(
+    graft_args: GraftArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    finish: Callable[[GraftSFTTrainer], Any] | None = None,
+) -> GraftSFTTrainer:
     """Run one recipe; returns the trainer after training.
+
+    Args:
+        graft_args, training_args, model_args: what `parse` gives.
+        finish: called in the first process when all is saved and before anything is pushed at the end; the card that
+            it leaves in the output folder is the one that is pushed.
 
     Raises:
         ValueError: anything preflight, the data or the configuration refuses, before the first step.
     """
+    check_trackers(training_args.report_to)
     console = Console(quiet=training_args.local_process_index != 0)
     set_seed(training_args.seed)
+    model_args = pin_revision(model_args)
     processor = load_processor(model_args, graft_args.image_min_pixels, graft_args.image_max_pixels)
     data = load_training_data(
         graft_args, training_args.seed, training_args.dataset_num_proc, processor, training_args.max_length
@@ -88,6 +105,8 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     if not model_args.use_peft:
         freeze(model, graft_args.trainable)
     training_args.remove_unused_columns = False  # images are no argument of any `forward`
+    if graft_args.streaming:
+        read_in_order(training_args)
     trainer = GraftSFTTrainer(
         model=model,
         args=training_args,
@@ -98,11 +117,21 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
         peft_config=lora(model_args, model),
         learning_rates=parse_learning_rates(graft_args.learning_rates),
         pack_rows=graft_args.pack_rows,
+        starting_revision=model_args.model_revision,
     )
     first_batch = trainer.data_collator(list(islice(data.train, training_args.per_device_train_batch_size)))
     report = preflight(trainer.model, processor, first_batch, without_thinking=graft_args.strip_thinking)
     report.show(console)
 
+    record = partial(
+        training_metadata,
+        trainer=trainer,
+        model_args=model_args,
+        recipe_args=graft_args,
+        parameters=report.parameters,
+        command=repeat_command(sys.argv),
+    )
+    record_run(trainer, record(dataset=data.summary, metrics={}, confusion={}, duration_seconds=0.0))
     held_out = HeldOutRows(trainer, data, graft_args, console)
     resume = training_args.resume_from_checkpoint
     if resume in (True, "true", "True"):
@@ -115,21 +144,19 @@ def main(graft_args: GraftArguments, training_args: SFTConfig, model_args: Model
     trainer.save_model()
     trainer.create_model_card(dataset_name=data.summary["name"] if graft_args.dataset_name else None)
     if trainer.is_world_process_zero():
-        metadata = training_metadata(
-            trainer=trainer,
-            model_args=model_args,
-            recipe_args=graft_args,
+        metadata = record(
             dataset=data.final_summary(),
-            parameters=report.parameters,
             metrics=held_out.metrics,
             confusion=held_out.confusion,
-            command=repeat_command(sys.argv),
             duration_seconds=duration,
         )
         write_metadata(metadata, out)
         check_saved(out, adapter=model_args.use_peft)
         if graft_args.streaming and data.refused:  # met while training
             write_refused(data.refused, out)
+        if finish is not None:
+            finish(trainer)
+            trainer.keep_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return trainer
@@ -141,8 +168,35 @@ def parse(arguments: list[str] | None = None) -> tuple[GraftArguments, SFTConfig
     return parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
 
 
-if __name__ == "__main__":
+def kind_of_model(model_args: ModelConfig) -> str:
+    """What a run trains, by its configuration's `model_type` and as people write it: "Qwen3-VL", "Qwen3-Perceiver".
+
+    Empty where no configuration is at hand; nothing is downloaded for it.
+    """
     try:
-        main(*parse())
+        values, _ = PreTrainedConfig.get_config_dict(
+            model_args.model_name_or_path, revision=model_args.model_revision, local_files_only=True
+        )
+    except OSError:
+        return ""
+    words = re.sub(r"(?<=\d)_(?=\d)", ".", values.get("model_type", "")).split("_")
+    return "-".join(word.upper() if word in ("vl", "moe") else word.capitalize() for word in words)
+
+
+def run(arguments: list[str] | None = None) -> GraftSFTTrainer:
+    """The script: `parse` and `main`.
+
+    Raises:
+        RuntimeError: what went wrong, with the kind of model in front; the error that was met is its cause.
+    """
+    kind = ""
+    try:
+        parsed = parse(arguments)
+        kind = kind_of_model(parsed[-1])
+        return main(*parsed)
     except (ValueError, OSError) as error:
-        raise RuntimeError(f"SFT failed: {error}") from error
+        raise RuntimeError(f"{kind} SFT failed: {error}".lstrip()) from error
+
+
+if __name__ == "__main__":
+    run()

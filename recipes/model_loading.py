@@ -1,5 +1,7 @@
 """Loading the model and the processor of a run: grafts, and stock Qwen-VL of any size."""
 
+from dataclasses import replace
+
 from rich.console import Console
 from transformers import (
     AutoModelForImageTextToText,
@@ -11,6 +13,8 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl import ModelConfig, get_quantization_config
 
+from ..modeling.checkpoint_tensors import commit_of
+
 # What stays as it is when the rest is quantised: towers, what connects them, and the head. transformers compares from
 # the start of a module's name, so the bare "visual" would leave `model.visual.blocks` in and quantise the tower.
 NOT_QUANTIZED = [r"(.*\.)?(visual|vision_tower|connector|adapter|lm_head)"]
@@ -18,6 +22,16 @@ _FLASH_ATTENTION = {
     "flash_attention_2": is_flash_attn_2_available,
     "flash_attention_3": is_flash_attn_3_available,
 }
+
+
+def pin_revision(model_args: ModelConfig) -> ModelConfig:
+    """The same arguments with the commit of the repository in place of its branch or tag; a folder has none.
+
+    A branch may move between the loading of processor and weights, and transformers 5.23 does not tell which commit it
+    loaded, so that nobody could name it afterwards.
+    """
+    commit = commit_of(model_args.model_name_or_path, model_args.model_revision)
+    return replace(model_args, model_revision=commit or model_args.model_revision)
 
 
 def load_processor(
@@ -81,4 +95,4 @@ def quantization(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     return config
 
 
-__all__ = ["NOT_QUANTIZED", "attention_implementation", "load_model", "load_processor", "quantization"]
+__all__ = ["NOT_QUANTIZED", "attention_implementation", "load_model", "load_processor", "pin_revision", "quantization"]

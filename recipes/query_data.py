@@ -8,76 +8,36 @@ used stops the run or is left out and reported. Only a stream is checked while i
     SFTTrainer(..., train_dataset=data.train, data_collator=Qwen3VisionSFTCollator(processor))
 """
 
-import csv
-import glob
+import atexit
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    Image,
-    IterableDataset,
-    IterableDatasetDict,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
-from datasets.exceptions import DatasetGenerationError
-from huggingface_hub.constants import HF_HUB_CACHE
-from PIL import Image as PILImage
+from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 
-from ..processing.guarded_images import OUTSIDE_ROOT, ImageProblem, decode_image, open_image, upright_rgb
-from .llava_data import (
-    CONTROL_TOKEN,
-    CONTROL_TOKENS,
-    MALFORMED,
-    NO_ANSWER,
-    NO_PROMPT,
-    RefusalError,
-    RefusedRow,
-    summarize_refused,
+from .llava_data import RefusedRow, summarize_refused
+from .query_row_checks import NO_IMAGE, NOT_JSON, TEXTS, TOO_LONG, UNUSABLE, VERDICT, RowCheck, open_row_image
+from .query_sources import (
+    HELD_OUT_SPLITS,
+    QueryColumns,
+    canonical_columns,
+    image_root_of,
+    read_splits,
+    read_stream,
 )
 from .vision_sft_collator import Qwen3VisionSFTCollator
 
-NOT_JSON = "target is not JSON"
-NO_IMAGE = "no image"
-TOO_LONG = "too long"
-UNUSABLE = "refused by the processor"
-
-_TEXTS = ("query", "caption", "target_json")
-_CHECKED = {name: Value("string") for name in (*_TEXTS, "reason", "detail", "digest")}
-_HELD_OUT = ("test", "validation")
 _STREAM_BUFFER = 1_000
 _ROW = "row in the stream"
 # More values than this, or hardly one of them twice: the field holds free text, not a class.
 _MOST_CLASSES = 50
-
-
-@dataclass(frozen=True)
-class QueryColumns:
-    """Names of the columns in the source.
-
-    Attributes:
-        caption: may be missing in the source.
-        question: asked of every row whose source has no column `query`.
-    """
-
-    image: str = "image"
-    query: str = "query"
-    caption: str = "caption"
-    target: str = "target_json"
-    question: str | None = None
 
 
 @dataclass
@@ -85,14 +45,15 @@ class QueryData:
     """Rows to train on and rows held out, both with the columns `image` (open), `query`, `caption`, `target_json`.
 
     Attributes:
-        refused: rows left out, in the source's order; of a stream, those met so far by this process.
+        refused: rows left out, in the source's order; of a stream, those met so far by this process and its data
+            workers.
         fingerprint: of the training rows' texts and pixels; "stream" for a stream.
         classes: field of the targets -> value -> training rows, for fields that hold classes.
     """
 
     train: Dataset | IterableDataset
     eval: Dataset | None
-    refused: list[RefusedRow]
+    refused: Sequence[RefusedRow]
     fingerprint: str
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -133,15 +94,15 @@ def load_query_rows(
     if not 0 <= eval_ratio < 1:
         raise ValueError(f"`eval_ratio` must be at least 0 and below 1, got {eval_ratio}.")
     rng = np.random.default_rng(seed)
-    splits = {name: _canonical(rows, columns) for name, rows in _read_splits(source, config_name).items()}
+    splits = {name: canonical_columns(rows, columns) for name, rows in read_splits(source, config_name).items()}
     rows = splits["train"]
     picked = np.arange(len(rows))
     if max_samples is not None and max_samples < len(rows):
         picked = np.sort(rng.permutation(len(rows))[:max_samples])
         rows = rows.select(picked)
-    check = _Check(_image_root(source, image_root), collator)
+    check = RowCheck(image_root_of(source, image_root), collator)
     good, refused = _check_rows(rows, check, num_proc, picked)
-    held_out = next((splits[name] for name in _HELD_OUT if name in splits), None)
+    held_out = next((splits[name] for name in HELD_OUT_SPLITS if name in splits), None)
     total = len(rows)
     if held_out is not None:
         total += len(held_out)
@@ -181,29 +142,29 @@ def stream_query_rows(
     """The same rows without reading all of them first: a data set of the Hub, JSON lines, CSV or Parquet.
 
     A row that cannot be used stops training when it is met, or is left out and counted. Rows are shuffled within a
-    buffer of 1,000.
+    buffer of 1,000, in the same order at every reading that `set_epoch` does not change.
 
     Args:
         eval_rows: rows to hold out from the start of the stream; they are read at once.
 
     Raises:
-        ValueError: nothing to read, a column is missing, or a held-out row is refused under "stop".
+        ValueError: nothing to read, a column is missing, a held-out row is refused under "stop", or none is left to
+            train on.
     """
     columns = columns or QueryColumns()
-    stream = _read_stream(source, config_name)
-    first = next(iter(stream), None)
-    if first is None:
-        raise ValueError(f"No rows could be read from {Path(source).name}: it is empty.")
-    _check_columns(list(first), columns)
-    if isinstance((stream.features or {}).get(columns.image), Image):
-        stream = stream.cast_column(columns.image, Image(decode=False))
-    checked = _CheckedStream(columns, _Check(_image_root(source, image_root), collator), on_bad_row)
-    stream, names = stream.map(_numbered, with_indices=True), [*first, _ROW]
+    stream = read_stream(source, config_name, columns)
+    checked = _CheckedStream(columns, RowCheck(image_root_of(source, image_root), collator), on_bad_row)
+    stream = stream.map(_numbered, with_indices=True)
     held_out = [row for row in map(checked, stream.take(eval_rows)) if row["image"] is not None] if eval_rows else []
+    first = next(iter(stream.skip(eval_rows)), None)
+    if first is None:
+        raise ValueError(
+            f"`eval_rows={eval_rows}` leaves no row of {Path(source).name} to train on. Hold out fewer, or give more."
+        )
     train = stream.skip(eval_rows).shuffle(seed=seed, buffer_size=_STREAM_BUFFER)
-    train = train.map(checked, remove_columns=[name for name in names if name not in ("image", *_TEXTS)])
+    train = train.map(checked, remove_columns=[name for name in first if name not in ("image", *TEXTS)])
     train = train.filter(_is_usable)
-    features = Features({"image": Image()} | {name: Value("string") for name in _TEXTS})
+    features = Features({"image": Image()} | {name: Value("string") for name in TEXTS})
     return QueryData(train, Dataset.from_list(held_out, features) if held_out else None, checked.refused, "stream")
 
 
@@ -234,229 +195,8 @@ def imbalance(classes: dict[str, dict[str, int]]) -> str:
     )
 
 
-def _read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
-    """`train`, and `test` or `validation` where the source has them."""
-    path = Path(source)
-    try:
-        if path.is_file():
-            reader = _READERS.get(path.suffix.lower())
-            if reader is not None:
-                return {"train": Dataset.from_list(list(_readable(reader, path)))}
-            if path.suffix.lower() != ".parquet":
-                raise ValueError(
-                    f"{path.name} is no .json, .jsonl, .csv or .parquet file. Convert it, or give a folder or a data "
-                    "set of the Hub."
-                )
-            loaded = load_dataset("parquet", data_files=glob.escape(source))
-        elif path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-            loaded = load_from_disk(source)
-        else:
-            loaded = load_dataset(source, config_name)
-    except (DatasetGenerationError, StopIteration) as error:
-        raise ValueError(f"No rows could be read from {path.name}: {error.__cause__ or 'it is empty'}.") from error
-    if not isinstance(loaded, DatasetDict):
-        return {"train": loaded}
-    if "train" not in loaded:
-        raise ValueError(f"{path.name} has no split `train`; it has {', '.join(loaded)}.")
-    return {name: rows for name, rows in loaded.items() if name in ("train", *_HELD_OUT)}
-
-
-def _read_stream(source: str, config_name: str | None) -> IterableDataset:
-    path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
-    if path.is_file() and reader is not None:
-        return IterableDataset.from_generator(_readable, gen_kwargs={"reader": reader, "path": path})
-    if path.is_file():
-        return load_dataset("parquet", data_files=glob.escape(source), split="train", streaming=True)
-    loaded = load_dataset(source, config_name, streaming=True)
-    return loaded["train"] if isinstance(loaded, IterableDatasetDict) else loaded
-
-
-# These read texts as they were written. `datasets` takes types from the values: "3" becomes a number, "NA" nothing, and
-# a target object gets the keys of all the others.
-
-
-def _readable(reader: Any, path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file as plain values, objects as JSON.
-
-    Raises:
-        ValueError: the file is not what its name says, with the line where that is known.
-    """
-    count = 0
-    try:
-        for row in reader(path):
-            count += 1
-            if not isinstance(row, dict):
-                raise ValueError(f"row {count - 1} is a {type(row).__name__}, not an object")
-            yield {key: _plain(value) for key, value in row.items()}
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path.name} cannot be read after {count} rows: {error}.") from error
-    if not count:
-        raise ValueError(f"No rows could be read from {path.name}: it is empty.")
-
-
-def _json_array(path: Path) -> Iterator[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise ValueError(f"it holds a {type(rows).__name__}, not an array of objects")
-    yield from rows
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-
-
-def _csv_rows(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for row in csv.DictReader(lines, strict=True):
-            if None in row or None in row.values():
-                raise ValueError("a row has more or fewer fields than the header")
-            yield row
-
-
-_READERS = {".json": _json_array, ".jsonl": _json_lines, ".csv": _csv_rows}
-
-
-def _plain(value: Any) -> str | None:
-    """A value as text; what is no text as JSON."""
-    return value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False)
-
-
-def _canonical(rows: Dataset, columns: QueryColumns) -> Dataset:
-    """The rows under this module's column names; pictures stay encoded."""
-    _check_columns(rows.column_names, columns)
-    if not len(rows):
-        raise ValueError("The data set has no rows.")
-    feature = rows.features.get(columns.target)
-    wanted = {"image": columns.image, "query": columns.query, "caption": columns.caption, "target_json": columns.target}
-    rows = rows.select_columns([name for name in wanted.values() if name in rows.column_names])
-    if isinstance(rows.features[columns.image], Image):
-        rows = rows.cast_column(columns.image, Image(decode=False))
-    rows = rows.rename_columns({old: new for new, old in wanted.items() if old in rows.column_names and old != new})
-    if "query" not in rows.column_names:
-        rows = rows.add_column("query", [columns.question] * len(rows))
-    if "caption" not in rows.column_names:
-        rows = rows.add_column("caption", [None] * len(rows), feature=Value("string"))
-    if isinstance(feature, ClassLabel):
-        names = [json.dumps({columns.target: feature.int2str(number)}) for number in rows["target_json"]]
-        rows = rows.remove_columns("target_json").add_column("target_json", names)
-    return rows
-
-
-def _check_columns(found: list[str], columns: QueryColumns) -> None:
-    needed = {"image_key": columns.image, "target_key": columns.target}
-    if columns.question is None:
-        needed["query_key"] = columns.query
-    if missing := {setting: name for setting, name in needed.items() if name not in found}:
-        raise ValueError(
-            f"The data lacks {', '.join(f'{name!r} (`{setting}`)' for setting, name in missing.items())}; it has "
-            f"{', '.join(found)}. Name its columns in the recipe"
-            + (", or give one question for all with `query_text`." if "query_key" in missing else ".")
-        )
-
-
-def _image_root(source: str, image_root: str | Path | None) -> Path | None:
-    """The folder that no image may leave; None where images lie in the data itself."""
-    if image_root is not None:
-        if not Path(image_root).is_dir():
-            raise ValueError(f"The image root {str(image_root)!r} is not a folder. Give the one that names start from.")
-        return Path(image_root).absolute()
-    path = Path(source)
-    if path.is_dir():
-        return path.absolute()
-    return None if path.exists() else Path(HF_HUB_CACHE)  # where a data set of the Hub keeps its files
-
-
-@dataclass(frozen=True)
-class _Check:
-    """One row to its texts, `reason` and `detail` set where it cannot be used."""
-
-    image_root: Path | None
-    collator: Qwen3VisionSFTCollator | None
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        checked = dict.fromkeys(_CHECKED)
-        try:
-            checked |= {
-                "query": _text(row.get("query"), "query", NO_PROMPT),
-                "caption": _text(row.get("caption"), "caption", None),
-                "target_json": _target(row.get("target_json")),
-            }
-            image = _open(row["image"], self.image_root)
-            self._check_length(checked | {"image": image})
-        except ImageProblem as problem:
-            return checked | {"reason": problem.reason, "detail": str(problem)}
-        except RefusalError as refusal:
-            return checked | dict(zip(("reason", "detail"), refusal.args, strict=True))
-        texts = json.dumps([checked[name] for name in _TEXTS], ensure_ascii=False)
-        checked["digest"] = hashlib.sha256(texts.encode("utf-8", "surrogatepass") + image.tobytes()).hexdigest()
-        return checked
-
-    def _check_length(self, row: dict[str, Any]) -> None:
-        if self.collator is None:
-            return
-        keys = (self.collator.image_key, self.collator.query_key, self.collator.caption_key, self.collator.target_key)
-        names = dict(zip(("image", *_TEXTS), keys, strict=True))
-        try:
-            length = self.collator.row_length({key: row[name] for name, key in names.items()})
-        except ValueError as error:
-            raise RefusalError(UNUSABLE, str(error)) from error
-        limit = self.collator.max_length
-        if limit is not None and length > limit:
-            raise RefusalError(TOO_LONG, f"{length} tokens with its image, `max_length` is {limit}")
-
-
-def _text(value: Any, name: str, if_empty: str | None) -> str | None:
-    if not isinstance(value, str | None):
-        raise RefusalError(MALFORMED, f"`{name}` must be text, not {type(value).__name__}")
-    text = (value or "").strip()
-    if not text and if_empty is not None:
-        raise RefusalError(if_empty, f"`{name}` is empty")
-    if control := CONTROL_TOKENS.search(text):
-        raise RefusalError(CONTROL_TOKEN, f"`{name}` contains {control.group()}")
-    return text or None
-
-
-def _target(value: Any) -> str:
-    text = _text(_plain(value), "target", NO_ANSWER)
-    try:
-        json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise RefusalError(NOT_JSON, f"{text[:60]!r}: {error}") from error
-    return text
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _open(image: Any, root: Path | None) -> PILImage.Image:
-    """An image of a data set: a file name, encoded bytes with or without one, or a picture.
-
-    Raises:
-        ImageProblem, RefusalError: it cannot be used.
-    """
-    if isinstance(image, PILImage.Image):
-        return upright_rgb(image)
-    name, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (image, None)
-    if content is not None:
-        return decode_image(BytesIO(content), Path(name or "picture").name)
-    if not name:
-        raise RefusalError(NO_IMAGE, "the image is empty")
-    if not isinstance(name, str):
-        raise RefusalError(MALFORMED, f"the image must be a picture or a file name, not {type(name).__name__}")
-    if root is None:
-        raise ImageProblem(name, OUTSIDE_ROOT, "no `image_root` is given")
-    path = Path(name)
-    inside = isinstance(image, dict) and path.is_relative_to(root)  # `datasets` writes whole paths
-    return open_image(path.relative_to(root) if inside else name, root)
-
-
 def _check_rows(
-    rows: Dataset, check: _Check, num_proc: int | None, indices: Sequence[int] | None = None
+    rows: Dataset, check: RowCheck, num_proc: int | None, indices: Sequence[int] | None = None
 ) -> tuple[Dataset, list[RefusedRow]]:
     """The good rows with their texts as they will be used, and the refused ones.
 
@@ -466,7 +206,7 @@ def _check_rows(
     verdicts = rows.map(
         check,
         remove_columns=rows.column_names,
-        features=Features(_CHECKED),
+        features=Features({name: Value("string") for name in VERDICT}),
         num_proc=num_proc,
         load_from_cache_file=False,  # files change under the same name
         desc="Checking rows",
@@ -500,7 +240,38 @@ class _OpenRows:
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if "image" not in batch:
             return batch
-        return batch | {"image": [_open(image, self.image_root) for image in batch["image"]]}
+        return batch | {"image": [open_row_image(image, self.image_root) for image in batch["image"]]}
+
+
+class _StreamRefusals(Sequence[RefusedRow]):
+    """Rows that a stream refused, each once, in the source's order.
+
+    They are kept in a file, since data workers are processes of their own, and what they note in memory is lost.
+    """
+
+    def __init__(self) -> None:
+        descriptor, name = tempfile.mkstemp(suffix=".jsonl", prefix="refused_rows_")
+        os.close(descriptor)
+        self._file, self._noted = Path(name), set()
+        atexit.register(self._file.unlink, missing_ok=True)  # workers end without it
+
+    def add(self, row: RefusedRow) -> None:
+        """Note a row, in one write, so that several processes may do it at a time."""
+        if row.index not in self._noted:  # a stream is read again and again
+            self._noted.add(row.index)
+            with self._file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps([row.index, row.reason, row.detail]) + "\n")
+
+    def _rows(self) -> list[RefusedRow]:
+        with self._file.open(encoding="utf-8") as lines:
+            rows = {(row := RefusedRow(*json.loads(line))).index: row for line in lines}
+        return [rows[index] for index in sorted(rows)]
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._rows()[position]
 
 
 @dataclass
@@ -508,9 +279,9 @@ class _CheckedStream:
     """Rows of a stream, opened and checked one by one; the image of a refused one is None."""
 
     columns: QueryColumns
-    check: _Check
+    check: RowCheck
     on_bad_row: str
-    refused: list[RefusedRow] = field(default_factory=list)
+    refused: "_StreamRefusals" = field(default_factory=lambda: _StreamRefusals())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         names, index = self.columns, row[_ROW]
@@ -521,16 +292,15 @@ class _CheckedStream:
             "target_json": row[names.target],
         }
         checked = self.check(row)
-        texts = {name: checked[name] for name in _TEXTS}
+        texts = {name: checked[name] for name in TEXTS}
         if checked["reason"] is None:
-            return {"image": _open(row["image"], self.check.image_root)} | texts
+            return {"image": open_row_image(row["image"], self.check.image_root)} | texts
         if self.on_bad_row == "stop":
             raise ValueError(
                 f"Row {index} of the stream cannot be used: {checked['reason']}, {checked['detail']} Repair it, or "
                 "leave such rows out (`on_bad_row: skip`)."
             )
-        if all(index != known.index for known in self.refused):  # a stream is read once an epoch
-            self.refused.append(RefusedRow(index, checked["reason"], checked["detail"]))
+        self.refused.add(RefusedRow(index, checked["reason"], checked["detail"]))
         return {"image": None} | texts
 
 

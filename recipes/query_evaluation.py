@@ -74,7 +74,10 @@ def evaluate_qwen3(
     scores = score_json(answers, targets)
     if cfg.blank_image:
         blank = generate_answers(model, processor, list(_blank(rows, collator)), prompts, cfg, "Evaluating (blank)")
-        scores.overall["blank_image"] = score_json(blank, targets).overall["exact_match"]
+        blind = score_json(blank, targets)
+        scores.overall["blank_image"] = blind.overall["exact_match"]
+        for name, measures in scores.fields.items():
+            measures["blank_image"] = blind.fields[name]["accuracy"]
     metrics = {f"gen_eval/{cfg.stage}_{name}": value for name, value in scores.flat().items()}
     return QueryEvaluation(metrics, scores, answers)
 

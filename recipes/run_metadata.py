@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from .weights_files import read_shard
 
 FILE_NAME = "training_meta.json"
 PACKAGES = ("qwen-grafts", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -59,7 +59,8 @@ def training_metadata(
         "duration_seconds": round(duration_seconds, 1),
         "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,
-        "base_models": getattr(config, "base_models", None) or _stock_base(model_args, config),
+        "base_models": getattr(config, "base_models", None) or _stock_base(model_args),
+        "license": trainer.starting_license,
         "dataset": dataset,
         "parameters": parameters,
         "metrics": metrics,
@@ -80,7 +81,7 @@ def changed_settings(arguments: Any) -> dict[str, Any]:
         value = getattr(arguments, field.name)
         default = field.default_factory() if callable(field.default_factory) else field.default
         if value != default and not _PRIVATE.search(field.name) and _is_plain(value):
-            changed[field.name] = Path(value).name if isinstance(value, str) and _is_local(value) else value
+            changed[field.name] = Path(value).name if isinstance(value, str) and is_local(value) else value
     return changed
 
 
@@ -90,16 +91,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
     """Whether a value is a path of this machine; a system prompt is longer than any file name."""
     return len(name) <= _LONGEST_NAME and (Path(name).is_absolute() or Path(name).exists())
 
 
-def _stock_base(model_args: Any, config: Any) -> dict[str, dict[str, str | None]]:
+def _stock_base(model_args: Any) -> dict[str, dict[str, str | None]]:
     """A stock model is its own base; a local folder has no name that means anything elsewhere."""
     name = model_args.model_name_or_path
-    revision = getattr(config, "_commit_hash", None) or model_args.model_revision
-    return {} if _is_local(name) else {"base": {"repo_id": name, "revision": revision}}
+    return {} if is_local(name) else {"base": {"repo_id": name, "revision": model_args.model_revision}}
 
 
 def check_saved(directory: Path, adapter: bool) -> None:
@@ -114,12 +114,7 @@ def check_saved(directory: Path, adapter: bool) -> None:
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         problems.append("there are no weights")
-    for path in weights:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            problems.append(f"{path.name} cannot be read ({error})")
+    problems += [problem for path in weights if (problem := read_shard(path)[0])]
     if problems:
         raise ValueError(
             f"{len(problems)} of the files that the run should leave are not right: {'; '.join(problems)}. Look for "

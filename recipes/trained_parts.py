@@ -4,7 +4,7 @@ import re
 
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 # PEFT's "all-linear" reaches the vision tower and what connects it, too.
@@ -14,13 +14,22 @@ LANGUAGE_MODEL_LINEAR = r".*\blanguage_model\b.*\.(q_proj|k_proj|v_proj|o_proj|g
 def lora(model_args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
     """The adapter of a run, None without one: by default on the language model's linear layers and nowhere else.
 
-    It names the commit of its base model, where that comes from the Hub: an adapter fits no other.
+    It names the commit of its base model, where that comes from the Hub (`pin_revision`): an adapter fits no other.
     """
     config = get_peft_config(model_args)
     if config is not None:
         config.target_modules = config.target_modules or LANGUAGE_MODEL_LINEAR
-        config.revision = getattr(model.config, "_commit_hash", None) or model_args.model_revision
+        config.revision = model_args.model_revision
+        if not _is_causal_lm(model):
+            # PEFT then notes the base's class in the adapter, and `AutoPeftModelForCausalLM` loads by that name.
+            config.task_type = None
     return config
+
+
+def _is_causal_lm(model: PreTrainedModel) -> bool:
+    """Whether `AutoModelForCausalLM` gives this class, by registration or by remote code; stock Qwen-VL it does not."""
+    remote = "AutoModelForCausalLM" in (getattr(model.config, "auto_map", None) or {})
+    return remote or AutoModelForCausalLM._model_mapping.get(type(model.config), None) is type(model)
 
 
 def freeze(model: PreTrainedModel, trainable: list[str]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, TrainingArguments
 
-from .llava_data import RefusedRow, load_llava
+from .llava_data import RefusedRow, load_llava, summarize_refused
 from .query_data import QueryColumns, load_query_rows, stream_query_rows
 from .thinking_data import strip_thoughts
 from .vision_sft_collator import Qwen3VisionSFTCollator
@@ -23,7 +23,7 @@ from .visual_tasks import visual_task
 class DataArguments:
     """The data of a run; exactly one of `task`, `data_file`, `dataset_name` and `query_data`."""
 
-    task: str | None = field(default=None, metadata={"help": "built-in task: shapes, digits or shapes+digits"})
+    task: str | None = field(default=None, metadata={"help": "built-in task: shapes, digits, letters, joined by +"})
     task_shapes: int = field(default=4_000, metadata={"help": "shape scenes drawn for training, 3 questions each"})
     task_test_shapes: int = field(default=240, metadata={"help": "shape scenes drawn for evaluation"})
     data_file: str | None = field(default=None, metadata={"help": "LLaVA-style JSON or JSON lines file"})
@@ -68,7 +68,7 @@ class TrainingData:
     train: Dataset | IterableDataset
     eval: Dataset | None
     summary: dict[str, Any]
-    refused: list[RefusedRow]
+    refused: Sequence[RefusedRow]
     collator: Qwen3VisionSFTCollator | None = None
 
     def final_summary(self) -> dict[str, Any]:
@@ -167,6 +167,11 @@ def _query_rows(
         data = stream_query_rows(args.query_data, eval_rows=args.streaming_eval_rows, **shared)
         if args.max_samples is not None:
             data.train = data.train.take(args.max_samples)
+        if next(iter(data.train), None) is None:
+            raise ValueError(
+                f"No row of the stream {_shown_name(args.query_data)} can be used: {summarize_refused(data.refused)}."
+            )
+        data.train = data.train.repeat(None)  # in one epoch without end: resuming finds its place within one alone
     else:
         data = load_query_rows(
             args.query_data, max_samples=args.max_samples, eval_ratio=args.eval_ratio, num_proc=num_proc, **shared
@@ -180,6 +185,14 @@ def _query_rows(
         "classes": data.classes,
     }
     return TrainingData(data.train, data.eval, summary, data.refused, collator)
+
+
+def read_in_order(training_args: TrainingArguments) -> None:
+    """Settings with which every row of a stream is trained on once a pass, by one process or several."""
+    # The stream is one shard, so a second worker would have nothing to read.
+    training_args.dataloader_num_workers = min(training_args.dataloader_num_workers, 1)
+    # By default the first process reads for all and cuts batches at rows of tensors, which images do not have.
+    training_args.accelerator_config.dispatch_batches = False
 
 
 def _from_hub_or_disk(

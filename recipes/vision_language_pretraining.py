@@ -5,10 +5,13 @@ trained, on the training images alone. Only its vision tower goes on.
 """
 
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -37,6 +40,35 @@ def captioned(dataset: Dataset) -> Dataset:
     return captions.add_column("images", dataset.data.column("images"), feature=dataset.features["images"])
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Ids of the tokens that end a turn, pad, and stand for images, by their names in a Qwen-VL configuration."""
+    tokens = {
+        "eos_token_id": "<|im_end|>",
+        "pad_token_id": "<|endoftext|>",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+
+
+def train_on_images(
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, output_dir: Path, **settings: Any
+) -> None:
+    """Train all of a model on rows of images, prompt and completion.
+
+    Args:
+        settings: steps, learning rate, batch size and seed, as `SFTConfig` takes them.
+    """
+    GraftSFTTrainer(
+        model=model,
+        args=pretraining_config(output_dir, warmup_steps=50, max_length=None, **settings),
+        train_dataset=dataset,
+        processing_class=processor,
+    ).train()
+
+
 def tiny_qwen2_5_vl_config(
     vision_config: Qwen2_5_VLVisionConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen2_5_VLConfig:
@@ -48,8 +80,7 @@ def tiny_qwen2_5_vl_config(
     vision bridge, whose Qwen3 knows nothing of height and width.
     """
     width = vision_config.out_hidden_size
-    names = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    end, pad, image, video, start_of_image, end_of_image = tokenizer.convert_tokens_to_ids(list(names))
+    ids = special_ids(tokenizer)
     return Qwen2_5_VLConfig(
         vision_config=vision_config.to_dict() | {"initializer_range": vision_config.hidden_size**-0.5},
         text_config={
@@ -67,13 +98,10 @@ def tiny_qwen2_5_vl_config(
             },
             "initializer_range": width**-0.5,
             "bos_token_id": None,
-            "eos_token_id": end,
-            "pad_token_id": pad,
+            "eos_token_id": ids.pop("eos_token_id"),
+            "pad_token_id": ids.pop("pad_token_id"),
         },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start_of_image,
-        vision_end_token_id=end_of_image,
+        **ids,
         tie_word_embeddings=True,
     )
 
@@ -111,21 +139,16 @@ def pretrain_vision_language_model(
         Qwen2VLVideoProcessor(**shared),
         chat_template=load_chat_template(),
     )
-    trainer = GraftSFTTrainer(
-        model=model,
-        args=pretraining_config(
-            output_dir,
-            max_steps=max_steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=50,
-            max_length=None,
-            seed=seed,
-        ),
-        train_dataset=dataset,
-        processing_class=processor,
+    train_on_images(
+        model,
+        processor,
+        dataset,
+        output_dir,
+        max_steps=max_steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
     )
-    trainer.train()
     model.save_pretrained(output_dir, max_shard_size="1MB")
     processor.save_pretrained(output_dir)
     return model.eval()

@@ -1,8 +1,9 @@
-"""Two small visual question-answering tasks that need no download, with answers that leave no room for taste.
+"""Three small visual question-answering tasks that need no download, with answers that leave no room for taste.
 
 Shapes: generated drawings, 3 shapes x 4 colours x 4 positions, size, place and background jittered; asked for shape,
 colour or position. Digits: scikit-learn's 1,797 real handwritten digits (UCI ML, 8 x 8 grey levels), split by digit,
-training images moved by a pixel or two. Each scene also has a description in words, from which a language model can
+training images moved by a pixel or two. Letters: the capitals A to Z, printed in fonts that come with matplotlib,
+turned, moved and blurred. Each scene also has a description in words, from which a language model can
 learn the questions before it has eyes.
 
 A task's name says what is in it, `shapes+digits` for one, and what it has beside that:
@@ -15,13 +16,16 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+import matplotlib
 import numpy as np
 from datasets import Dataset, Features, Image, Value
 from datasets import List as ListFeature
 from PIL import Image as PILImage
-from PIL import ImageChops, ImageDraw
+from PIL import ImageChops, ImageDraw, ImageFilter, ImageFont
 from sklearn.datasets import load_digits
 
 SHAPES = ("circle", "square", "triangle")
@@ -34,11 +38,15 @@ QUESTIONS = {
     "colour": "What colour is it?",
     "position": "Where is it?",
     "digit": "Which digit is it?",
+    "letter": "Which letter is it?",
     "caption": "What does the image show?",
 }
-SCENES = ("shapes", "digits")
+SCENES = ("shapes", "digits", "letters")
 EXTRAS = ("captions", "sizes", "thoughts")
-CHANCE = {"shape": 1 / 3, "colour": 1 / 4, "position": 1 / 4, "digit": 1 / 10}
+CHANCE = {"shape": 1 / 3, "colour": 1 / 4, "position": 1 / 4, "digit": 1 / 10, "letter": 1 / 26}
+
+FACES = ("Sans", "Sans-Bold", "Sans-Oblique", "SansMono", "SansMono-Bold", "Serif", "Serif-Bold", "Serif-Italic")
+_FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 # Width and height in pixels.
 ONE_SIZE = ((32, 32),)
@@ -147,6 +155,39 @@ def digit_scenes(
         yield Scene(canvas, f"the digit {word}", {"digit": word})
 
 
+def letter_scenes(
+    count: int, split: str, seed: int = 0, sizes: Sequence[tuple[int, int]] = ONE_SIZE
+) -> Iterator[Scene]:
+    """`count` capitals, white on black as the digits are, each equally often (up to the remainder).
+
+    Args:
+        count: letters to draw.
+        split: "train" or "test", drawn from two generators.
+        seed: of both.
+        sizes: of the images, in turn.
+    """
+    rng = random.Random(seed * 2 + (split == "test"))
+    letters = list(ascii_uppercase)
+    for index in range(count):
+        if index % len(letters) == 0:
+            rng.shuffle(letters)
+        letter = letters[index % len(letters)]
+        size = sizes[index % len(sizes)]
+        yield Scene(_print_letter(rng, letter, size), f"the letter {letter}", {"letter": letter})
+
+
+def _print_letter(rng: random.Random, letter: str, size: tuple[int, int]) -> PILImage.Image:
+    """A letter turned by up to 15 degrees, at 60 to 95% of the height, off the centre by up to 2 of 32 pixels."""
+    side = min(size)
+    font = ImageFont.truetype(str(_FONTS / f"DejaVu{rng.choice(FACES)}.ttf"), round(side * rng.uniform(0.75, 1.2)))
+    image = PILImage.new("L", size)
+    centre = tuple(length / 2 + rng.uniform(-2, 2) * side / 32 for length in size)
+    stroke = rng.choice((0, 0, 1))
+    ImageDraw.Draw(image).text(centre, letter, fill=rng.randint(160, 255), font=font, anchor="mm", stroke_width=stroke)
+    image = image.rotate(rng.uniform(-15, 15), PILImage.Resampling.BILINEAR)
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5) * side / 32)).convert("RGB")
+
+
 def as_dataset(scenes: Iterator[Scene], *, captions: bool = False, thoughts: bool = False) -> Dataset:
     """One row a question: TRL's conversational prompt and completion, the image as PNG bytes, kind, description.
 
@@ -173,13 +214,15 @@ def as_dataset(scenes: Iterator[Scene], *, captions: bool = False, thoughts: boo
     return Dataset.from_list(list(rows()), features=FEATURES)
 
 
-def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) -> Dataset:
+def visual_task(name: str, split: str, *, shapes: int = 4_000, letters: int = 4_000, seed: int = 0) -> Dataset:
     """The rows of a task.
 
     Args:
-        name: "shapes", "digits" or both, and any of "captions", "sizes" and "thoughts", joined by "+".
+        name: "shapes", "digits" and "letters", any of them, and any of "captions", "sizes" and "thoughts", joined by
+            "+".
         split: "train" or "test"; the two never share an image.
         shapes: scenes to draw, three questions each.
+        letters: letters to print.
         seed: of drawing and splitting.
 
     Raises:
@@ -188,7 +231,7 @@ def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) ->
     parts = set(name.split("+"))
     if not parts & {*SCENES} or not parts <= {*SCENES, *EXTRAS} or split not in ("train", "test"):
         raise ValueError(
-            f"There is no task {name!r} with a split {split!r}; tasks are {' and '.join(SCENES)}, alone or joined by "
+            f"There is no task {name!r} with a split {split!r}; tasks are {', '.join(SCENES)}, alone or joined by "
             f"`+`, and with them any of {', '.join(EXTRAS)}; splits are train and test."
         )
     sizes = MANY_SIZES if "sizes" in parts else ONE_SIZE
@@ -197,4 +240,6 @@ def visual_task(name: str, split: str, *, shapes: int = 4_000, seed: int = 0) ->
         scenes += shape_scenes(shapes, split, seed, sizes)
     if "digits" in parts:
         scenes += digit_scenes(split, seed, sizes=sizes)
+    if "letters" in parts:
+        scenes += letter_scenes(letters, split, seed, sizes)
     return as_dataset(iter(scenes), captions="captions" in parts and split == "train", thoughts="thoughts" in parts)

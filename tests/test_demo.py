@@ -1,22 +1,18 @@
-"""The demos' steps one by one; `make demo` and `make demo-vision-bridge` run them all."""
+"""The demos' steps one by one; `make demo` and the other demos run them all."""
 
 import io
+import json
 import sys
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from qwen_grafts import demo_qwen3_vl_sft as sft
 from qwen_grafts.cli import main
-from qwen_grafts.demo import DEMOS
-from qwen_grafts.demo_steps import (
-    ask_clean,
-    ask_samples,
-    held_out_samples,
-    results_table,
-    show_reply,
-    tiny_tokenizer,
-)
+from qwen_grafts.demo import DEMOS, ask
+from qwen_grafts.demo_results import image_results, json_results, results_table
+from qwen_grafts.demo_steps import ask_clean, ask_samples, held_out_samples, show_reply, tiny_tokenizer, train_tiny
 from qwen_grafts.hub_cards import export_preset
 from qwen_grafts.recipes.language_pretraining import described, described_for_thinking
 from qwen_grafts.recipes.visual_tasks import MANY_SIZES, visual_task
@@ -61,7 +57,7 @@ def test_samples_differ_in_size(tmp_path):
 
 
 def test_table_shows_both_modes():
-    text = printed(results_table(METRICS))
+    text = printed(results_table(image_results(METRICS)))
     line = next(line for line in text.splitlines() if "digit, thinking" in line)
     assert "0.800" in line and "0.900" not in line
 
@@ -74,10 +70,11 @@ def test_report_shows_thoughts_in_grey(tmp_path):
     ]
     path = write_report(
         tmp_path / "report.html",
-        graft="Vision bridge",
+        headline="A Qwen3 that learned to see",
+        subject="Vision bridge, tiny preset",
         trained_part="adapter",
+        results=image_results(METRICS),
         metadata={
-            "metrics": METRICS,
             "parameters": {"adapter": {"total": 7, "trained": 7}, "vision_tower": {"total": 5, "trained": 0}},
             "loss_curve": [[1, 2.0], [2, 1.0]],
             "eval_loss_curve": [],
@@ -120,12 +117,16 @@ def test_thought_is_dimmed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge"),
+        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge, qwen3-vl-sft"),
         (["vision-bridge", "--thinking"], "only with them"),
         (["--dir", "OUT", "--image", __file__, "--question", "?", "--thinking"], "not taught to think"),
         (
             ["vision-bridge", "--dir", "OUT", "--image", __file__, "--question", "?"],
             "run `qwen-grafts demo vision-bridge` first",
+        ),
+        (
+            ["qwen3-vl-sft", "--dir", "OUT", "--image", __file__, "--question", "?"],
+            "run `qwen-grafts demo qwen3-vl-sft` first",
         ),
     ],
 )
@@ -140,3 +141,59 @@ def test_errors_name_the_remedy(monkeypatch, capsys, tmp_path, arguments, messag
 
 def test_demos_do_not_share_a_folder():
     assert len({demo.directory for demo in DEMOS.values()}) == len(DEMOS)
+
+
+@pytest.fixture(scope="module")
+def json_rows():
+    return list(sft.query_rows())
+
+
+def test_rows_of_the_sft_demo_share_no_pixel(json_rows, tmp_path):
+    """Whatever a split holds out, training has not seen it."""
+    assert len({row["image"].tobytes() for row in json_rows}) == len(json_rows) == 1_797 + 2 * 13 * 20
+    path = sft.write_rows(tmp_path, json_rows[:2] + json_rows[-1:])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows[-1] == {
+        "image": "0002.png",
+        "query": "Which photograph is it from?",
+        "target_json": {"photo": "flower"},
+    }
+    digit = rows[0]["target_json"]
+    assert digit["parity"] == ("odd" if int(digit["digit"]) % 2 else "even")
+    assert Image.open(tmp_path / "images" / rows[0]["image"]).tobytes() == json_rows[0]["image"].tobytes()
+
+
+def test_fields_stand_beside_their_blank_images_and_their_commonest_class():
+    field = {"accuracy": 0.25, "macro_f1": 0.2, "micro_f1": 0.25, "blank_image": 0.125, "rows": 8}
+    whole = {"valid_json": 1.0, "exact_match": 0.0, "blank_image": 0.0, "rows": 8}
+    after = {"all": whole | {"exact_match": 0.5}, "digit": field | {"accuracy": 0.75}}
+    metadata = {
+        "metrics": {"before": {"all": whole, "digit": field}, "after": after},
+        "confusion": {"digit": {"targets": ["1", "2"], "answers": ["1", "2"], "counts": [[2, 1], [1, 4]]}},
+    }
+    everything, digit = json_results(metadata)
+    assert (everything.before, everything.after, everything.chance) == (0.0, 0.5, None)
+    assert (digit.before, digit.after, digit.controls, digit.chance) == (0.25, 0.75, {"blank image": 0.125}, 5 / 8)
+    table = printed(results_table([everything, digit]))
+    assert "shuffled" not in table and "0.625" in table
+
+
+@pytest.mark.slow
+def test_sft_demo_in_few_steps_and_once_more(tmp_path, monkeypatch, json_rows):
+    """Every step on few rows: base, rows, adapter, merged copy, answers and page; a second run replaces the first."""
+    for name, value in {"SHAPES": 8, "LETTERS": 26, "STEPS": 2}.items():
+        monkeypatch.setattr(sft, f"PRETRAINING_{name}", value)
+    monkeypatch.setattr(sft, "query_rows", lambda seed: iter(json_rows[:60] + json_rows[-60:]))
+    few = ["--max_steps", "20", "--generative_eval_rows", "8", "--eval_steps", "10"]
+    monkeypatch.setattr(
+        sft, "train_tiny", lambda *args, overrides, **kwargs: train_tiny(*args, overrides=overrides + few, **kwargs)
+    )
+    for _ in range(2):
+        report = sft.run(tmp_path, repo_id=None, seed=0, console=Console(file=io.StringIO()))
+    page = report.read_text(encoding="utf-8")
+    assert "A Qwen3-VL that learned to answer with JSON" in page
+    assert page.count('alt="confusion matrix of') == 3
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert sum(1 for _ in (tmp_path / "data" / "images").iterdir()) == 120
+    reply = ask("qwen3-vl-sft", tmp_path, tmp_path / "samples" / "00.png", "Which digit is it?")
+    assert reply.keys() == {"thought", "answer"}

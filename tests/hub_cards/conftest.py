@@ -1,4 +1,4 @@
-"""One exported tiny model for all tests of the folder, and copies of it to break."""
+"""One exported tiny model for all tests of the folder, and copies of it to break; a stock Qwen3-VL to train."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_qwen3_vl import query_rows, qwen3_vl_checkpoint
 
 from qwen_grafts.hub_cards import export_preset
+
+STOCK_RECIPE = Path(__file__).parents[2] / "recipes" / "qwen3_vl_sft" / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,40 @@ def edit() -> Callable[[Path, str, str], None]:
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return replace
+
+
+@pytest.fixture(scope="session")
+def stock_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen3_vl_checkpoint(tmp_path_factory.mktemp("stock") / "base")
+
+
+@pytest.fixture(scope="session")
+def query_rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    query_rows(12).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stock_words(stock_base: Path, query_rows_file: Path) -> Callable[..., list[str]]:
+    """Arguments of a run of two steps."""
+
+    def build(output_dir: Path, **overrides: object) -> list[str]:
+        values = {
+            "model_name_or_path": stock_base,
+            "query_data": query_rows_file,
+            "output_dir": output_dir,
+            "max_steps": 2,
+            "save_steps": 1,
+            "generative_eval_rows": 3,
+            "generative_eval_tokens": 6,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        } | overrides
+        return [
+            "--config",
+            str(STOCK_RECIPE),
+            *(w for name, value in values.items() for w in (f"--{name}", str(value))),
+        ]
+
+    return build

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from distinct_export import VISION_PRESETS
+from tiny_qwen3_vl import query_rows, qwen3_vl_checkpoint
 
 from qwen_grafts.hub_cards import export_preset
 from qwen_grafts.recipes.visual_tasks import visual_task
 
 GRAFT_MODULES = {"qwen3_perceiver": "connector", "qwen3_vision_bridge": "adapter"}
 RECIPE = Path(__file__).parents[2] / "recipes" / "perceiver_vlm" / "tiny.yaml"
+SFT_RECIPE = RECIPE.parents[1] / "qwen3_vl_sft" / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +71,48 @@ def script_arguments(graft: Path, new_part: str) -> Callable[..., list[str]]:
     return arguments
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return qwen3_vl_checkpoint(tmp_path_factory.mktemp("qwen3_vl") / "base")
+
+
+@pytest.fixture(scope="session")
+def saved_rows(tmp_path_factory) -> Path:
+    """12 rows to train on and 4 to test with."""
+    folder = tmp_path_factory.mktemp("rows") / "tiny"
+    rows = query_rows(16)
+    DatasetDict(train=rows.select(range(12)), test=rows.select(range(12, 16))).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture
+def words(checkpoint, saved_rows):
+    """Arguments of a run of the tiny recipe."""
+
+    def build(output_dir: Path, **overrides: object) -> list[str]:
+        values = {
+            "model_name_or_path": checkpoint,
+            "query_data": saved_rows,
+            "output_dir": output_dir,
+            "max_steps": 4,
+            "save_steps": 2,
+            "generative_eval_rows": 0,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        } | overrides
+        return ["--config", str(SFT_RECIPE), *(w for name, value in values.items() for w in (f"--{name}", str(value)))]
+
+    return build
+
+
 @pytest.fixture
 def start_script() -> Callable[..., subprocess.Popen]:
     """Start the recipe script in a process of its own, or in several under torchrun."""
 
-    def start(arguments: list[str], processes: int = 1, accelerate: bool = False) -> subprocess.Popen:
-        module = ["-m", "qwen_grafts.recipes.graft_sft", *arguments]
+    def start(
+        arguments: list[str], processes: int = 1, accelerate: bool = False, script: Path | None = None
+    ) -> subprocess.Popen:
+        module = [*([str(script)] if script else ["-m", "qwen_grafts.recipes.graft_sft"]), *arguments]
         launcher = [sys.executable]
         if accelerate:
             launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]

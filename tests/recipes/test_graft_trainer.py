@@ -74,6 +74,21 @@ def test_loss_gradients_and_metrics_equal_trl(graft, rows, tmp_path):
     assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
 
 
+def test_head_sees_supervised_positions_alone(graft, rows, tmp_path):
+    """Not the columns in which some row has a label, and only while the loss is taken."""
+    ragged = with_answers(rows, ["red", "a much longer answer than the others", "top left", "no"])
+    trainer = build(graft, ragged, tmp_path)
+    batch = dict(trainer.data_collator([dict(row) for row in ragged]))
+    seen: list[tuple[int, ...]] = []
+    trainer.model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(tuple(call[2].shape[:2])))
+    trainer.compute_loss(trainer.model, dict(batch))
+    assert seen == [(1, int((batch["labels"][:, 1:] != -100).sum()))]
+    whole = {name: value for name, value in batch.items() if name != "labels"}
+    assert trainer.model(**whole).logits.shape[:2] == batch["input_ids"].shape
+    loss = trainer.compute_loss(trainer.model, batch | {"labels": torch.full_like(batch["labels"], -100)})
+    assert loss == 0 and loss.requires_grad
+
+
 @pytest.mark.parametrize("trainer_class", [GraftSFTTrainer, SFTTrainer])
 def test_accumulation_is_exact(graft, rows, tmp_path, trainer_class):
     """Two rows of 2 and 12 answer tokens: one batch of 2 and two accumulated batches of 1 give the same step."""

@@ -141,6 +141,7 @@ def test_every_bad_row_is_named(tmp_path, images):
         ({"target_json": "yes"}, "target is not JSON"),
         ({"target_json": "{'label': 'yes'}"}, "target is not JSON"),
         ({"target_json": '{"score": NaN}'}, "target is not JSON"),
+        ({"target_json": "[" * 100_000}, "target is not JSON"),
     ]
     source = write(tmp_path / "rows.jsonl", rows() + [rows(1)[0] | values for values, _ in bad])
     collator = Qwen3VisionSFTCollator(qwen3_vl_processor(), max_length=128)
@@ -150,7 +151,7 @@ def test_every_bad_row_is_named(tmp_path, images):
         (6 + number, reason) for number, (_, reason) in enumerate(bad)
     ]
     assert len(data.train) + len(data.eval) == 6
-    with pytest.raises(ValueError, match=r"15 of 21 rows of rows\.jsonl cannot be used: .*other 6 \(`on_bad"):
+    with pytest.raises(ValueError, match=r"16 of 22 rows of rows\.jsonl cannot be used: .*other 6 \(`on_bad"):
         load_query_rows(source, **kwargs)
     assert str(tmp_path) not in "".join(row.detail for row in data.refused if "secret" not in row.detail)
 
@@ -198,6 +199,28 @@ def test_files_that_are_none(tmp_path, images, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_query_rows(str(tmp_path / name), image_root=images)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_no_rows(tmp_path, saved):
+    source = tmp_path / ("folder" if saved else "rows.parquet")
+    empty = query_rows(1).select([])
+    empty.save_to_disk(source) if saved else empty.to_parquet(source)
+    with pytest.raises(ValueError, match=f"No rows could be read from {source.name}: it is empty"):
+        load_query_rows(str(source))
+    if not saved:
+        with pytest.raises(ValueError, match=r"No rows could be read from rows\.parquet: it is empty"):
+            stream_query_rows(str(source))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_every_script_survives_every_file(tmp_path, images, suffix):
+    """Emoji, right-to-left text, a list as target."""
+    values = {"query": "🙃 هل هذه سخرية؟", "caption": "é 中文", "target_json": '["نعم", "🙃", 1]'}
+    source = write(tmp_path / f"rows{suffix}", rows(2, **values))
+    data = load_query_rows(source, image_root=images, eval_ratio=0)
+    assert {name: data.train[1][name] for name in values} == values
+    assert data.classes == {}
 
 
 def test_one_row(tmp_path, images):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets
+from datasets import Dataset, Features, Image, List, concatenate_datasets
 from distinct_export import VISION_PRESETS
 from peft import AutoPeftModelForCausalLM, PeftModel
+from PIL import Image as PILImage
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tiny_qwen3_vl import FIRST_SPECIAL_ID, query_rows, qwen3_vl_checkpoint
+from tiny_qwen3_vl import FIRST_SPECIAL_ID, query_rows
 from tiny_vision_bridge import tower_config
 from transformers import (
     AutoModelForImageTextToText,
@@ -28,52 +31,21 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    TrainerCallback,
 )
 from trl import ModelConfig, SFTConfig
 
-from qwen_grafts.hub_cards import finish_run, set_adapter_base, write_card
+from qwen_grafts.hub_cards import export_folder, finish_run, set_adapter_base, verify, write_card
 from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
-from qwen_grafts.recipes.graft_sft import main, parse
+from qwen_grafts.recipes.graft_sft import main, parse, run
+from qwen_grafts.recipes.graft_trainer import GraftSFTTrainer
 from qwen_grafts.recipes.model_loading import load_model
 from qwen_grafts.recipes.query_evaluation import GenerationSettings, evaluate_qwen3, generate_answers
+from qwen_grafts.recipes.resume import last_complete_checkpoint
 from qwen_grafts.recipes.vision_language_pretraining import tiny_qwen2_5_vl_config
 from qwen_grafts.recipes.vision_sft_collator import Qwen3VisionSFTCollator
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "qwen3_vl_sft" / "tiny.yaml"
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    return qwen3_vl_checkpoint(tmp_path_factory.mktemp("qwen3_vl") / "base")
-
-
-@pytest.fixture(scope="session")
-def saved_rows(tmp_path_factory) -> Path:
-    """12 rows to train on and 4 to test with."""
-    folder = tmp_path_factory.mktemp("rows") / "tiny"
-    rows = query_rows(16)
-    DatasetDict(train=rows.select(range(12)), test=rows.select(range(12, 16))).save_to_disk(folder)
-    return folder
-
-
-@pytest.fixture
-def words(checkpoint, saved_rows):
-    """Arguments of a run of the tiny recipe."""
-
-    def build(output_dir: Path, **overrides: object) -> list[str]:
-        values = {
-            "model_name_or_path": checkpoint,
-            "query_data": saved_rows,
-            "output_dir": output_dir,
-            "max_steps": 4,
-            "save_steps": 2,
-            "generative_eval_rows": 0,
-            "disable_tqdm": True,
-            "use_cpu": True,
-        } | overrides
-        return ["--config", str(RECIPE), *(w for name, value in values.items() for w in (f"--{name}", str(value)))]
-
-    return build
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +69,8 @@ def test_run_leaves_an_adapter_and_its_record(words, tmp_path, checkpoint):
     assert metadata["model_type"] == "qwen3_vl"
     assert metadata["settings"]["lora_r"] == 8 and metadata["settings"]["generative_eval_tokens"] == 12
     assert str(tmp_path) not in text and str(checkpoint.parent) not in text and Path.home().name not in text.split("/")
-    assert json.loads((out / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    draft = (out / "README.md").read_text()
+    assert "saved while the training run went on" in draft and "| 4 | " in draft and str(checkpoint.parent) not in draft
     assert finish_run(out) is None  # the base lies in a local folder: nobody else could load the adapter
 
 
@@ -148,9 +121,7 @@ def test_qlora(words, tmp_path, checkpoint):
     batch = trainer.data_collator([query_rows(2)[0]])
     again = PeftModel.from_pretrained(load_model(model_args, Console()), tmp_path / "run").eval()
     exact = AutoModelForImageTextToText.from_pretrained(tmp_path / "run").eval()
-    merged = PeftModel.from_pretrained(
-        AutoModelForImageTextToText.from_pretrained(checkpoint), tmp_path / "run"
-    ).merge_and_unload()
+    merged = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run", dtype="float32").merge_and_unload()
     with torch.no_grad():
         wanted = trainer.model.eval()(**batch).logits.float()
         untrained = load_model(model_args, Console()).eval()(**batch).logits.float()
@@ -186,11 +157,21 @@ def test_qlora_on_grafts(words, tmp_path, graft):
         torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, wanted, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("graft", "kind"), [(VISION_PRESETS[1], "Qwen3-Vision-Bridge")], indirect=["graft"])
+def test_the_scripts_error_names_the_model_and_keeps_its_cause(words, tmp_path, graft, kind, checkpoint):
+    cases = {checkpoint: "Qwen3-VL SFT", graft: f"{kind} SFT", tmp_path / "nothing": "SFT"}
+    for name, said in cases.items():
+        with pytest.raises(RuntimeError, match=f"^{said} failed: ") as raised:
+            run(words(tmp_path / "run", model_name_or_path=name, target_key="labels"))
+        assert isinstance(raised.value.__cause__, ValueError | OSError)
+        assert str(raised.value).endswith(str(raised.value.__cause__))
+
+
 @pytest.mark.slow
 def test_the_script_says_what_failed_and_why(words, start_script, tmp_path):
     output, _ = start_script(words(tmp_path / "run", target_key="labels")).communicate(timeout=300)
     assert "ValueError: The data lacks 'labels' (`target_key`)" in output
-    assert "RuntimeError: SFT failed: The data lacks 'labels'" in output
+    assert "RuntimeError: Qwen3-VL SFT failed: The data lacks 'labels'" in output
 
 
 @pytest.mark.slow
@@ -235,7 +216,7 @@ def test_card_of_an_adapter(words, tmp_path):
     assert "and with another row's image" not in card
     assert "confusion_label.png" in card and (out / "confusion_label.png").is_file()
     assert "trust_remote_code" not in card and "custom_code" not in card
-    assert "AutoModelForImageTextToText.from_pretrained(repo_id)" in card
+    assert "AutoPeftModelForCausalLM.from_pretrained(repo_id, dtype" in card
     assert write_card(out, repo_id="someone/sarcasm").read_text() == card
 
 
@@ -265,13 +246,14 @@ def test_evaluation(checkpoint, monkeypatch):
 
     def answers(model, processor, asked, collator, cfg, description):
         seen.append([row["image"].getcolors(maxcolors=9999) for row in asked])
-        return [rows[0]["target_json"]] * 4
+        return [rows[0]["target_json"]] * 3 + ["no JSON" if len(seen) == 2 else rows[0]["target_json"]]
 
     monkeypatch.setattr("qwen_grafts.recipes.query_evaluation.generate_answers", answers)
     result = evaluate_qwen3(model, processor, rows, Qwen3VisionSFTCollator(processor), GenerationSettings(stage="post"))
     assert result.metrics["gen_eval/post_valid_json"] == 1.0
     assert result.metrics["gen_eval/post_exact_match"] == result.metrics["gen_eval/post_blank_image"] == 0.25
     assert result.metrics["gen_eval/post_label_accuracy"] == 0.5
+    assert result.metrics["gen_eval/post_label_blank_image"] == 0.25
     assert all(len(colours) > 1 for colours in seen[0]) and all(len(colours) == 1 for colours in seen[1])
     with pytest.raises(ValueError, match="at least 1 row, got 0"):
         evaluate_qwen3(model, processor, [], Qwen3VisionSFTCollator(processor))
@@ -300,6 +282,40 @@ def test_killed_and_resumed_equals_uninterrupted(words, start_script, run_script
     assert curves[0] == curves[1]
 
 
+class FullDisk(TrainerCallback):
+    """After the first checkpoint no file may grow beyond a few bytes, as the operating system sees to it."""
+
+    def __init__(self) -> None:
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_save(self, args, state, control, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, self.limits[1]))
+
+    def make_room(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+def test_full_disk_leaves_the_previous_checkpoint(words, tmp_path, monkeypatch):
+    """The only checkpoint kept is not given up for one that could not be written, and the run goes on from it."""
+    settings = {"save_total_limit": 1}
+    main(*parse(words(tmp_path / "whole", **settings)))
+    broken, disk = tmp_path / "broken", FullDisk()
+    train = GraftSFTTrainer.train
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            GraftSFTTrainer, "train", lambda self, *args, **kwargs: (self.add_callback(disk), train(self, **kwargs))[1]
+        )
+        try:
+            with pytest.raises((OSError, RuntimeError, SafetensorError), match=r"File too large|os error 27|write"):
+                main(*parse(words(broken, **settings)))
+        finally:
+            disk.make_room()
+    assert last_complete_checkpoint(broken) == str(broken / "checkpoint-2")
+    main(*parse(words(broken, resume_from_checkpoint=True, **settings)))
+    whole, resumed = adapter(tmp_path / "whole"), adapter(broken)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 @pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
 def test_grafts_train_on_the_same_rows(words, tmp_path, graft):
     trainer = main(*parse(words(tmp_path, model_name_or_path=graft, max_steps=2, generative_eval_rows=2)))
@@ -321,6 +337,12 @@ def test_other_qwen_vl(words, tmp_path):
     assert trainer.model_accepts_loss_kwargs
     assert {type(trainer.model.base_model.model)} == {Qwen2_5_VLForConditionalGeneration}
     assert all("language_model" in name for name in adapter(tmp_path / "run"))
+    batch = trainer.data_collator([query_rows(1)[0]])
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run").eval()
+    assert dict(verify(export_folder(tmp_path / "run", tmp_path / "merged")).checks)["snippet"].endswith("ran")
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, adapted(**batch).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_full_training_of_the_language_model(words, tmp_path, checkpoint):
@@ -350,6 +372,33 @@ def test_fewer_rows_than_a_batch(words, tmp_path):
     query_rows(1).to_parquet(rows)
     arguments = words(tmp_path / "run", query_data=rows, eval_ratio=0, per_device_train_batch_size=4, max_steps=1)
     assert main(*parse(arguments)).state.global_step == 1
+
+
+def test_odd_rows_train(words, tmp_path):
+    """Pictures of every kind, one pixel among them, with emoji, right-to-left text and lists: one step, all rows."""
+    root = tmp_path / "images"
+    root.mkdir()
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    PILImage.new("RGB", (40, 10), "red").save(root / "turned.jpg", exif=exif)
+    PILImage.new("CMYK", (9, 30), (0, 90, 200, 10)).save(root / "cmyk.jpg")
+    PILImage.new("P", (9, 9), 3).save(root / "palette.png")
+    PILImage.new("I;16", (20, 9), 40_000).save(root / "deep.png")
+    PILImage.new("LA", (12, 12), (200, 100)).save(root / "clear.png")
+    PILImage.new("RGB", (1, 1), "white").save(root / "dot.png")
+    frames = [PILImage.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "moving.gif", save_all=True, append_images=frames[1:])
+    PILImage.new("1", (31, 9)).save(root / "bits.png")
+    values = {"query": "🙃 هل هذه سخرية؟", "caption": "é 中文", "target_json": ["نعم", "🙃", 1]}
+    found = [values | {"image": path.name} for path in sorted(root.iterdir())]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, found)))
+    settings = {"query_data": tmp_path / "rows.jsonl", "image_root": root, "eval_ratio": 0, "max_steps": 1}
+    trainer = main(*parse(words(tmp_path / "run", per_device_train_batch_size=4, **settings)))
+    assert trainer.state.epoch == 1.0 and trainer.state.global_step == 1
+    (logged,) = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert 0 < logged["loss"] < 50 and 0 < logged["grad_norm"] < float("inf")
+    dataset = json.loads((tmp_path / "run" / "training_meta.json").read_text())["dataset"]
+    assert (dataset["train_rows"], dataset["refused_rows"]) == (8, {})
 
 
 def test_flash_attention_falls_back_with_a_word(words, tmp_path, capsys):

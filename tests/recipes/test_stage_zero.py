@@ -3,12 +3,18 @@
 import json
 
 import pytest
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3ForCausalLM,
+)
 
 from qwen_grafts.configuration import preset_config
 from qwen_grafts.hub_cards import graft_vision_bridge
 from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
 from qwen_grafts.recipes.language_pretraining import described, described_for_thinking
+from qwen_grafts.recipes.qwen3_vl_pretraining import pretrain_qwen3_vl
 from qwen_grafts.recipes.vision_language_pretraining import captioned, pretrain_vision_language_model
 from qwen_grafts.recipes.visual_tasks import visual_task
 
@@ -77,3 +83,17 @@ def test_pretrained_vision_language_model_gives_its_tower(rows, tmp_path):
     tokenizer.save_pretrained(tmp_path / "language")
     grafted = graft_vision_bridge(str(tmp_path / "vision"), str(tmp_path / "language"), tmp_path / "grafted")
     assert (grafted / "model.safetensors").is_file()
+
+
+def test_pretrained_qwen3_vl_is_a_stock_one(tmp_path):
+    """Deep stack, the processor's image tokens and the end of a turn, as they come out of the saved folder."""
+    rows = visual_task("letters", "train", letters=4)
+    pretrain_qwen3_vl(rows, build_qwen_tokenizer(486), tmp_path, max_steps=1, batch_size=4)
+    model, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert type(processor).__name__ == "Qwen3VLProcessor"
+    assert len(model.model.visual.deepstack_merger_list) == 2
+    message = [{"role": "user", "content": [{"type": "image", "image": rows[0]["images"][0]}]}]
+    inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
+    assert model.generation_config.eos_token_id == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")

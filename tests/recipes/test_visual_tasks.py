@@ -16,8 +16,9 @@ def pictures(dataset):
 
 
 def test_splits_share_no_image():
-    for task in ("shapes", "digits"):
-        assert not pictures(visual_task(task, "train", shapes=100)) & pictures(visual_task(task, "test", shapes=100))
+    for task in ("shapes", "digits", "letters"):
+        train, test = (visual_task(task, split, shapes=100, letters=100) for split in ("train", "test"))
+        assert not pictures(train) & pictures(test)
 
 
 def test_answers_are_balanced():
@@ -26,6 +27,16 @@ def test_answers_are_balanced():
         counts = Counter(row["completion"][0]["content"] for row in rows if row["kind"] == kind)
         assert len(set(counts.values())) == 1
         assert pytest.approx(CHANCE[kind]) == 1 / len(counts)
+
+
+def test_letters_are_balanced_and_white_on_black():
+    rows = visual_task("letters+captions", "train", letters=52)
+    answers = [row["completion"][0]["content"] for row in rows]
+    assert Counter(answers[::2]) == dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 2)
+    assert answers[1::2] == [f"the letter {letter}" for letter in answers[::2]]
+    for row in rows:
+        image = np.asarray(row["images"][0].convert("L"), dtype=float)
+        assert image[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 60 < image[8:-8, 8:-8].max()
 
 
 def test_digits_are_all_there():
