@@ -24,6 +24,11 @@ class Graft:
     tags: tuple[str, ...] = field(default=())
 
     @property
+    def reads_images(self) -> bool:
+        """Whether it has a processor with images; a model of text alone has a tokenizer."""
+        return "AutoModelForImageTextToText" in self.auto_classes
+
+    @property
     def auto_map(self) -> dict[str, str]:
         """`auto_map` of a flat repository: Auto class -> "module.Class"."""
         return {auto: ".".join(path.split(".")[-2:]) for auto, path in self.auto_classes.items()}
@@ -60,6 +65,16 @@ GRAFTS: dict[str, Graft] = {
             },
             pipeline_tag="image-text-to-text",
             tags=("qwen3", "qwen2.5-vl", "vision-language", "thinking"),
+        ),
+        Graft(
+            model_type="recursive_qwen",
+            auto_classes={
+                "AutoConfig": "configuration.configuration_recursive_qwen.RecursiveQwenConfig",
+                "AutoModel": "modeling.modeling_recursive_qwen.RecursiveQwenModel",
+                "AutoModelForCausalLM": "modeling.modeling_recursive_qwen.RecursiveQwenForCausalLM",
+            },
+            pipeline_tag="text-generation",
+            tags=("qwen3", "recursive", "recurrent-depth", "adaptive-computation"),
         ),
     )
 }

@@ -20,6 +20,10 @@ _HOMES = {
     "Qwen3VisionBridgeForCausalLM": "modeling",
     "Qwen3VisionBridgeModel": "modeling",
     "Qwen3VisionBridgeProcessor": "processing",
+    "RecursiveCache": "modeling",
+    "RecursiveQwenConfig": "configuration",
+    "RecursiveQwenForCausalLM": "modeling",
+    "RecursiveQwenModel": "modeling",
 }
 
 __all__ = sorted(_HOMES)

@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from qwen_grafts.configuration import GRAFTS
 from qwen_grafts.configuration.code_files import code_set
@@ -115,6 +115,18 @@ class ModelContract:
         """Inputs of one unpadded row with `items` items, if the graft has any; each `seed` has a length of its own."""
         raise NotImplementedError
 
+    def degenerate(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with what it grafts switched off, for a graft that is not off by its inputs alone."""
+        return model
+
+    def layer_evaluations(self, model: PreTrainedModel) -> int:
+        """How many layers a token passes."""
+        return model.config.get_text_config().num_hidden_layers
+
+    def new_cache(self, model: PreTrainedModel) -> Cache:
+        """An empty cache for `model`."""
+        return DynamicCache(config=model.config.get_text_config())
+
     def placeholder_ids(self, model: PreTrainedModel) -> list[int]:
         """Ids that stand for soft tokens: a random model must be kept from writing them."""
         return []
@@ -195,6 +207,7 @@ class ModelContract:
     def test_without_items_equals_stock_qwen3(self, model: PreTrainedModel) -> None:
         inputs = self.batch(model, [self.row(model, 0, seed) for seed in (0, 1)])
         inputs["attention_mask"][0, :3] = 0
+        model = self.degenerate(model)
         stock = self.stock_equivalent(model).eval()
         with torch.no_grad():
             ours = model(**inputs, output_hidden_states=True)
@@ -208,6 +221,7 @@ class ModelContract:
 
     def test_position_ids_are_heeded(self, model: PreTrainedModel) -> None:
         """Not shifted ones, which rotary positions cannot tell from the default, but stretched ones."""
+        model = self.degenerate(model)
         inputs = self.row(model, 0)
         stretched = inputs | {"position_ids": 3 * torch.arange(inputs["input_ids"].shape[1])[None]}
         with torch.no_grad():
@@ -254,7 +268,7 @@ class ModelContract:
         placeholders = torch.isin(ids[0], torch.tensor(self.placeholder_ids(model), dtype=ids.dtype)).nonzero()
         first = int(placeholders[-1]) + 1 if len(placeholders) else 4
         assert first + 4 < ids.shape[1]
-        cache = DynamicCache(config=model.config.get_text_config())
+        cache = self.new_cache(model)
         pieces = []
         with torch.no_grad():
             full = model(**row).logits
@@ -288,7 +302,7 @@ class ModelContract:
             self.freeze_all_but_part(model)
         inputs = self.batch(model, [self.labelled(row, 4) for row in self.rows(model)])
         calls = []
-        mlp = next(module for module in model.modules() if type(module).__name__ == "Qwen3MLP")
+        mlp = next(module for module in model.modules() if type(module).__name__ in ("Qwen2MLP", "Qwen3MLP"))
         mlp.register_forward_pre_hook(lambda *_: calls.append(1))
         loss, gradients = self.loss_and_gradients(model, inputs)
         plain_calls = len(calls)
@@ -398,7 +412,7 @@ class ModelContract:
         model.save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         intact = weights.read_bytes()
-        name = next(n for n in load_file(weights) if f".{self.trained_part}." in n and n.endswith("weight"))
+        name = next(name for name in load_file(weights) if f".{self.trained_part}." in name)
         short_name = name.removeprefix(f"{model.base_model_prefix}.")
         damages = {
             "missing": (lambda tensors: tensors.pop(name), short_name),
@@ -482,9 +496,9 @@ class ModelContract:
         length = row["input_ids"].shape[1]
         with torch.no_grad():
             outputs = model(**row, output_hidden_states=True, output_attentions=True)
-        assert len(outputs.hidden_states) == text.num_hidden_layers + 1
+        assert len(outputs.hidden_states) == self.layer_evaluations(model) + 1
         assert {tuple(state.shape) for state in outputs.hidden_states} == {(1, length, text.hidden_size)}
-        assert len(outputs.attentions) == text.num_hidden_layers
+        assert len(outputs.attentions) == self.layer_evaluations(model)
         for attention in outputs.attentions:
             assert attention.shape == (1, text.num_attention_heads, length, length)
             assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]), 1e-5)

@@ -1,0 +1,529 @@
+"""A Qwen that thinks deeper: a run of its layers, the core, is used again and again before the next token is chosen.
+
+    e = prelude(tokens)                                 z_H = e + H_init, z_L = L_init
+    H_cycles times:
+        L_cycles times:   z_L <- z_L + b (core(u) - z_L)           u = e + a_H (z_H - e) + a_L z_L
+        once:             z_H <- z_L + g (core(u) - z_L)
+    logits = head(norm(coda(z_H)))
+
+The two states and their cycles are HRM's (arXiv 2506.21734) and TRM's (arXiv 2510.04871), made causal: every token has
+its own, reads those of earlier tokens through attention, and may stop when its halting head is sure. The first run of
+the core replaces z_L whatever the gates say, so with b = g = 0, as a new model has them, the model computes its
+source's function bit for bit at any depth, and training opens them. Layers, embeddings, norm and head are stock.
+
+Shapes: B batch, S tokens of a call, D width, V vocabulary.
+"""
+
+import copy
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3DecoderLayer,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+)
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, check_cycles, check_halting
+from ..configuration.layer_selection import LayerSelection, select_layers
+from .checkpoint_tensors import commit_of, load_part, read_tensors
+from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
+from .qwen_checkpoint import read_generation_config, read_language_config
+from .recursive_cache import CoreCache, RecursiveCache
+from .strict_loading import StrictLoadingMixin
+
+STOCK_LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
+LOOP_LAYERS = {"qwen2": LoopQwen2DecoderLayer, "qwen3": LoopQwen3DecoderLayer}
+
+
+@dataclass
+class RecursiveModelOutputWithPast(BaseModelOutputWithPast):
+    """Backbone output.
+
+    Attributes:
+        cycles_used: (B, S) cycles each token took; None where no token could halt.
+        halt_logits: (B, S, cycles) of the halting head: at every cycle made where tokens could halt, at the supervised
+            cycles (the last one, without any) in training mode or with `supervised_cycles`; None otherwise.
+        cycle_hidden_states: one (B, S, D) a supervised cycle, after coda and norm; None without `supervised_cycles`.
+    """
+
+    cycles_used: torch.Tensor | None = None
+    halt_logits: torch.Tensor | None = None
+    cycle_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class RecursiveCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Output with the head; see `RecursiveModelOutputWithPast` for the rest that is not stock.
+
+    Attributes:
+        cycle_logits: one (B, kept, V) a supervised cycle; None without `supervised_cycles`.
+    """
+
+    cycles_used: torch.Tensor | None = None
+    halt_logits: torch.Tensor | None = None
+    cycle_logits: tuple[torch.Tensor, ...] | None = None
+
+
+class Recurrence(nn.Module):
+    """What is new beside the halting head: where the two states start and how far each run of the core moves them.
+
+    A number a channel each. `input_gate_H` and `input_gate_L` are a_H and a_L of the formula at the top of this file,
+    `update_gate_L` and `update_gate_H` are b and g.
+    """
+
+    def __init__(self, config: RecursiveQwenConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.H_init = nn.Parameter(torch.zeros(width))
+        self.L_init = nn.Parameter(torch.zeros(width))
+        self.input_gate_H = nn.Parameter(torch.full((width,), config.input_gate_init))
+        self.input_gate_L = nn.Parameter(torch.full((width,), config.input_gate_init))
+        self.update_gate_H = nn.Parameter(torch.full((width,), config.update_gate_init))
+        self.update_gate_L = nn.Parameter(torch.full((width,), config.update_gate_init))
+
+    def core_input(self, embedded: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        """u of the formula, (B, S, D)."""
+        gate_H, gate_L = self.input_gate_H.to(high.dtype), self.input_gate_L.to(low.dtype)
+        return torch.addcmul(torch.lerp(embedded, high, gate_H), gate_L, low)
+
+    def follow(self, state: torch.Tensor, ran: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """A state after it moved towards what the core made of it, (B, S, D): not at all with a gate of 0."""
+        return torch.lerp(state, ran, gate.to(state.dtype))
+
+
+class RecursiveQwenPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """What transformers has to know of backbone and model."""
+
+    config_class = RecursiveQwenConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _no_split_modules = [layer.__name__ for layer in (*STOCK_LAYERS.values(), *LOOP_LAYERS.values())]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": [Qwen2DecoderLayer, Qwen3DecoderLayer],
+        "attentions": [Qwen2Attention, Qwen3Attention],
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Recurrence):
+            for name in ("H_init", "L_init"):
+                nn.init.zeros_(getattr(module, name))
+            for kind, value in (("input", self.config.input_gate_init), ("update", self.config.update_gate_init)):
+                for state in "HL":
+                    nn.init.constant_(getattr(module, f"{kind}_gate_{state}"), value)
+        elif isinstance(module, LoopLinear):
+            module.reset_loop_parameters()
+        elif isinstance(module, HaltingHead):
+            # Not sure of anything before it is trained: no token halts.
+            nn.init.zeros_(module.weight)
+            nn.init.constant_(module.bias, -5.0)
+
+
+class HaltingHead(nn.Linear):
+    """How sure a token is of what it will say, read off its high state; TRM's `q_head`, one for every token."""
+
+    def forward(self, high: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) to (B, S) logits. The state is a residual stream, of any length, so it is normalised first."""
+        normed = high * torch.rsqrt(high.float().pow(2).mean(-1, keepdim=True) + 1e-6).to(high.dtype)
+        return super().forward(normed).squeeze(-1)
+
+
+class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
+    """The backbone: embeddings, layers, the recurrence over the core, and the halting head."""
+
+    def __init__(self, config: RecursiveQwenConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(self._layer(index) for index in range(config.num_hidden_layers))
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3RotaryEmbedding(config=config)
+        self.recurrence = Recurrence(config)
+        self.q_head = HaltingHead(config.hidden_size, 1)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _layer(self, index: int) -> nn.Module:
+        config = self.config
+        if config.loop_lora_rank == 0 or not config.core_range[0] <= index < config.core_range[1]:
+            return STOCK_LAYERS[config.layer_family](config, index)
+        layer = LOOP_LAYERS[config.layer_family](config, index)
+        layer.exchange_linears(config.loop_lora_rank, config.loop_lora_alpha, config.loop_lora_cycles)
+        return layer
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_cycles: int | None = None,
+        L_cycles: int | None = None,
+        halt_threshold: float | None = None,
+        supervised_cycles: Collection[int] | None = None,
+        gradient_cycles: int | None = None,
+        **kwargs: Any,
+    ) -> RecursiveModelOutputWithPast:
+        """Run the backbone.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, tokens so far), 0 on padding; or what transformers' mask functions make of it.
+            inputs_embeds: (B, S, D) in place of `input_ids`.
+            num_cycles, L_cycles: depth of this call, in place of the configuration's `H_cycles` and `L_cycles`.
+            halt_threshold: in place of the configuration's; 1 lets no token halt. In training mode and with
+                `supervised_cycles` none ever does.
+            supervised_cycles: cycles (1 is the first) whose state goes through coda and norm; behind each the states
+                are cut from the graph (deep supervision). The last cycle is always among them.
+            gradient_cycles: only that many cycles before each supervised one (before the end, without any) are part of
+                the graph; None: all.
+
+        Raises:
+            ValueError: not exactly one of ids and embeddings; a depth or threshold out of range; supervised cycles that
+                are not made; a cache of another depth.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        config = self.config
+        cycles = config.H_cycles if num_cycles is None else num_cycles
+        steps = config.L_cycles if L_cycles is None else L_cycles
+        check_cycles(cycles, steps)
+        threshold = config.halt_threshold if halt_threshold is None else halt_threshold
+        check_halting(threshold, config.halt_patience)
+        halts = threshold is not None and threshold < 1 and not self.training and supervised_cycles is None
+        supervised = _supervised(supervised_cycles, cycles)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        use_cache = config.use_cache if use_cache is None else use_cache
+        if supervised_cycles is not None or (self.gradient_checkpointing and self.training):
+            use_cache, past_key_values = False, None
+        if use_cache and past_key_values is None:
+            past_key_values = RecursiveCache()
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+        runs = config.core_runs(cycles, steps)
+        core_cache = CoreCache(
+            past_key_values,
+            tuple(config.core_range),
+            config.num_hidden_layers,
+            runs,
+            runs // cycles,
+            config.kv_sharing,
+            hold=halts,
+        )
+        core_cache.check()
+        mask = attention_mask
+        if isinstance(mask, dict):
+            mask = mask["full_attention"]
+        else:
+            mask = create_causal_mask(
+                config=config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        shared = {
+            "attention_mask": mask,
+            "position_ids": position_ids,
+            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        first, last = config.core_range
+        recurrence = self.recurrence
+
+        def layers(start: int, end: int, states: torch.Tensor, cache: Any, **more: Any) -> torch.Tensor:
+            for layer in self.layers[start:end]:
+                states = layer(states, past_key_values=cache, **shared, **more)
+            return states
+
+        def core(cycle: int, step: int, states: torch.Tensor) -> torch.Tensor:
+            view = core_cache.run(cycle * core_cache.runs_per_cycle + step, halted)
+            return layers(first, last, states, view, **({"cycle": cycle} if config.loop_lora_rank else {}))
+
+        embedded = layers(0, first, inputs_embeds, past_key_values)
+        high = embedded + recurrence.H_init.to(embedded.dtype)
+        low = recurrence.L_init.to(embedded.dtype).expand_as(embedded)
+        halted, streak, used = None, None, None
+        if halts:
+            padding = _padding(attention_mask, inputs_embeds)
+            halted, streak = torch.zeros_like(padding), torch.zeros_like(padding, dtype=torch.long)
+            used = torch.full_like(streak, cycles)
+        outputs: list[torch.Tensor] = []
+        halt_logits: list[torch.Tensor] = []
+        for cycle in range(cycles):
+            ahead = next(mark for mark in supervised if mark > cycle)
+            in_graph = gradient_cycles is None or cycle >= ahead - gradient_cycles
+            with nullcontext() if in_graph else torch.no_grad():
+                new_low = low
+                for step in range(steps):
+                    ran = core(cycle, step, recurrence.core_input(embedded, high, new_low))
+                    first_run = cycle == step == 0
+                    new_low = ran if first_run else recurrence.follow(new_low, ran, recurrence.update_gate_L)
+                new_high = new_low
+                if runs > 1:
+                    ran = core(cycle, steps, recurrence.core_input(embedded, high, new_low))
+                    new_high = recurrence.follow(new_low, ran, recurrence.update_gate_H)
+            if halts:
+                keep = halted.unsqueeze(-1)
+                high, low = torch.where(keep, high, new_high), torch.where(keep, low, new_low)
+                halt_logits.append(self.q_head(high))
+                sure = halt_logits[-1].sigmoid() > threshold
+                streak = torch.where(sure, streak + 1, 0)
+                halting = ((streak >= config.halt_patience) | padding) & ~halted
+                used = torch.where(halting, cycle + 1, used)
+                halted = halted | halting
+                if halted.all():
+                    break
+            else:
+                high, low = new_high, new_low
+            if cycle + 1 in supervised and (self.training or supervised_cycles is not None):
+                halt_logits.append(self.q_head(high))
+            if cycle + 1 in supervised and supervised_cycles is not None:
+                outputs.append(self.norm(layers(last, config.num_hidden_layers, high, None)))
+                high, low = high.detach(), low.detach()
+        core_cache.finish((cycle + 1) * core_cache.runs_per_cycle)
+        if isinstance(past_key_values, RecursiveCache) and used is not None:
+            past_key_values.record_cycles(used)
+        if supervised_cycles is None:
+            last_hidden_state = self.norm(layers(last, config.num_hidden_layers, high, past_key_values))
+        else:
+            last_hidden_state = outputs[-1]
+        return RecursiveModelOutputWithPast(
+            last_hidden_state=last_hidden_state,
+            past_key_values=past_key_values if use_cache else None,
+            cycles_used=used,
+            halt_logits=torch.stack(halt_logits, dim=-1) if halt_logits else None,
+            cycle_hidden_states=tuple(outputs) or None,
+        )
+
+
+class RecursiveQwenForCausalLM(RecursiveQwenPreTrainedModel, GenerationMixin):
+    """The backbone with Qwen's language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: RecursiveQwenConfig) -> None:
+        super().__init__(config)
+        self.model = RecursiveQwenModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_qwen_pretrained(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        layer_selection: LayerSelection = "all",
+        core_range: tuple[int, int] | None = None,
+        L_layers: int | None = None,
+        **config_kwargs: Any,
+    ) -> "RecursiveQwenForCausalLM":
+        """Make a recursive model of a published Qwen2 or Qwen3.
+
+        Tensors are read one by one, those of dropped layers not at all, and none is copied. With all layers kept, the
+        new model computes the source's function at any depth until it is trained.
+
+        Args:
+            source: repository id or folder of a dense Qwen2 or Qwen3.
+            revision: branch, tag or commit of it.
+            dtype: of the model; "auto" takes the source's.
+            layer_selection, core_range, L_layers: which layers are kept and which are the core; see `select_layers`.
+            config_kwargs: further values of `RecursiveQwenConfig`: `H_cycles`, `L_cycles`, `halt_threshold`, ….
+
+        Raises:
+            ValueError: another kind of model (a mixture of experts among them), sliding windows, a core outside the
+                layers, or files or tensors missing or damaged.
+        """
+        commit = commit_of(source, revision or "main")
+        stock = read_language_config(source, commit, tuple(STOCK_LAYERS))
+        kept, core = select_layers(stock.num_hidden_layers, layer_selection, core_range=core_range, L_layers=L_layers)
+        values = stock.to_diff_dict() | {
+            "layer_family": stock.model_type,
+            "head_dim": getattr(stock, "head_dim", None) or stock.hidden_size // stock.num_attention_heads,
+            "num_hidden_layers": len(kept),
+            "layer_types": [stock.layer_types[layer] for layer in kept],
+            "core_range": core,
+            "base_models": {"language": {"repo_id": source, "revision": commit}} if commit else None,
+        }
+        for name in ("model_type", "architectures", "transformers_version", "auto_map"):
+            values.pop(name, None)
+        config = cls.config_class(**(values | config_kwargs))
+        dropped = set(range(stock.num_hidden_layers)) - set(kept)
+        # Some tied checkpoints store the head all the same: a second copy of the embeddings.
+        leave = [f"model.layers.{layer}." for layer in dropped] + ["lm_head."] * bool(stock.tie_word_embeddings)
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        tensors = read_tensors(source, part="language", revision=commit, dtype=dtype, leave=tuple(leave))
+        for new, old in enumerate(kept):
+            if new != old:  # layers only move down, onto indices that are free by then
+                for name in [name for name in tensors if name.startswith(f"model.layers.{old}.")]:
+                    tensors[name.replace(f".{old}.", f".{new}.", 1)] = tensors.pop(name)
+        new = ("model.recurrence.", "model.q_head.", ".loop_down", ".loop_up")
+        model = load_part(cls, config, tensors, part="language", name=source, new=new)
+        model.generation_config = read_generation_config(source, commit, config)
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_cycles: int | None = None,
+        L_cycles: int | None = None,
+        halt_threshold: float | None = None,
+        **kwargs: Any,
+    ) -> RecursiveCausalLMOutputWithPast:
+        """Backbone, head and loss.
+
+        Args:
+            labels: (B, S), -100 where nothing is learned; shifted inside.
+            logits_to_keep: keep the last n positions (0: all), or the positions of a 1-D index tensor.
+            (the rest): see `RecursiveQwenModel.forward`.
+
+        Returns:
+            `logits` (B, kept, V) and, with labels, `loss`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            num_cycles=num_cycles,
+            L_cycles=L_cycles,
+            halt_threshold=halt_threshold,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if outputs.cycle_hidden_states is None:
+            cycle_logits = None
+            logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        else:
+            cycle_logits = tuple(self.lm_head(states[:, kept, :]) for states in outputs.cycle_hidden_states)
+            logits = cycle_logits[-1]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return RecursiveCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cycles_used=outputs.cycles_used,
+            halt_logits=outputs.halt_logits,
+            cycle_logits=cycle_logits,
+        )
+
+    def at_depth(
+        self, num_cycles: int, L_cycles: int | None = None, halt_threshold: float | None = None
+    ) -> "RecursiveQwenForCausalLM":
+        """The same model, on the same tensors, with another depth in its configuration.
+
+        A shallow one is the draft of its deep self: `model.generate(..., assistant_model=model.at_depth(1))`.
+
+        Raises:
+            ValueError: a depth or threshold out of range.
+        """
+        config = copy.deepcopy(self.config)
+        config.H_cycles, config.L_cycles = num_cycles, config.L_cycles if L_cycles is None else L_cycles
+        config.halt_threshold = config.halt_threshold if halt_threshold is None else halt_threshold
+        check_cycles(config.H_cycles, config.L_cycles)
+        check_halting(config.halt_threshold, config.halt_patience)
+        other, backbone = copy.copy(self), copy.copy(self.model)
+        other.config = backbone.config = config
+        other._modules = self._modules | {"model": backbone}
+        other.generation_config = copy.deepcopy(self.generation_config)
+        return other
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' cache, with a slot for every run of the core.
+
+        The depth may stand among the arguments of `generate` or in the generation configuration; a draft model has its
+        own and does not take over that of the model it drafts for.
+        """
+        for name in ("num_cycles", "L_cycles", "halt_threshold"):
+            if generation_config.is_assistant:
+                model_kwargs.pop(name, None)
+            elif getattr(generation_config, name, None) is not None:
+                model_kwargs.setdefault(name, getattr(generation_config, name))
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is None or cache is given:
+            return
+        if type(cache) is DynamicCache:
+            model_kwargs["past_key_values"] = RecursiveCache(offloading=cache.offloading)
+        elif self.config.kv_sharing == "none":
+            evaluations = self.config.layer_evaluations(model_kwargs.get("num_cycles"), model_kwargs.get("L_cycles"))
+            cache.layers += [copy.deepcopy(cache.layers[0]) for _ in range(evaluations - len(cache.layers))]
+
+
+def _supervised(cycles_asked: Collection[int] | None, cycles: int) -> list[int]:
+    """The cycles behind which a segment of the graph ends, the last one among them.
+
+    Raises:
+        ValueError: cycles that are not made.
+    """
+    asked = set(cycles_asked or ())
+    if wrong := sorted(asked - set(range(1, cycles + 1))):
+        raise ValueError(f"`supervised_cycles` asks for {wrong}; this call makes cycles 1 to {cycles}.")
+    return sorted(asked | {cycles})
+
+
+def _padding(attention_mask: Any, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """(B, S), True on the padding of this call, which need not think twice."""
+    batch, length = inputs_embeds.shape[:2]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -length:] == 0
+    return torch.zeros((batch, length), dtype=torch.bool, device=inputs_embeds.device)
+
+
+__all__ = [
+    "RecursiveCausalLMOutputWithPast",
+    "RecursiveModelOutputWithPast",
+    "RecursiveQwenForCausalLM",
+    "RecursiveQwenModel",
+]
