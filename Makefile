@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SERVE := .venv-serve
+PARALLEL := --numprocesses logical --maxprocesses 4
 SERVE_STAMP := $(SERVE)/.installed
 
 .PHONY: demo demo-vision-bridge demo-qwen3-vl-sft test test-slow style bench serve-check clean
@@ -18,10 +19,10 @@ demo-qwen3-vl-sft: $(STAMP)
 	$(BIN)/qwen-grafts demo qwen3-vl-sft
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 style: $(STAMP)
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ GRAFTS: dict[str, Graft] = {
                 "AutoModelForCausalLM": "modeling.modeling_recursive_qwen.RecursiveQwenForCausalLM",
             },
             pipeline_tag="text-generation",
-            tags=("qwen3", "recursive", "recurrent-depth", "adaptive-computation"),
+            tags=("recursive", "recurrent-depth", "adaptive-computation"),
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Named configurations: `perceiver-vlm-tiny`, `vision-bridge-4b` and the like.
+"""Named configurations: `perceiver-vlm-tiny`, `vision-bridge-4b`, `recursive-0.6b` and the like.
 
 A preset is a whole model configuration; full-size ones can be built on the meta device in seconds. The sizes of Qwen3
 are those of the published `config.json` files.
@@ -15,6 +15,7 @@ from .configuration_qwen3_perceiver import (
     siglip2_so400m_384,
 )
 from .configuration_qwen3_vision_bridge import Qwen3VisionBridgeConfig, qwen2_5_vl_7b_vision
+from .configuration_recursive_qwen import RecursiveQwenConfig
 
 QWEN3_VOCAB_SIZE = 151_936
 TINY_VOCAB_SIZE = 512
@@ -24,6 +25,13 @@ QWEN3_SIZES: dict[str, dict[str, Any]] = {
     "0.6b": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "tie_word_embeddings": True,
+    },
+    "1.7b": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "tie_word_embeddings": True,
@@ -145,6 +153,14 @@ def _vision_bridge(size: str) -> Callable[[], Qwen3VisionBridgeConfig]:
     return lambda: Qwen3VisionBridgeConfig(vision_config=qwen2_5_vl_7b_vision(), text_config=qwen3_text_config(size))
 
 
+def _recursive(text: Qwen3Config) -> RecursiveQwenConfig:
+    """A dense Qwen3 whose middle half is the core; three cycles of three steps."""
+    values = text.to_diff_dict()
+    for name in ("model_type", "transformers_version"):
+        values.pop(name, None)
+    return RecursiveQwenConfig(**values)
+
+
 # What was found by training: positions on the keys, both LayerNorms, and a projector a quarter as wide.
 RECOMMENDED_CONNECTOR: dict[str, Any] = {
     "position_encoding": "sincos2d",
@@ -161,6 +177,10 @@ PRESETS: dict[str, Callable[[], PreTrainedConfig]] = {
     "perceiver-vlm-8b-recommended": _perceiver_vlm("8b", **RECOMMENDED_CONNECTOR),
     "vision-bridge-tiny": _vision_bridge_tiny,
     "vision-bridge-4b": _vision_bridge("4b"),
+    "recursive-tiny": lambda: _recursive(tiny_qwen3_text_config(num_hidden_layers=4)),
+    "recursive-0.6b": lambda: _recursive(qwen3_text_config("0.6b")),
+    "recursive-1.7b": lambda: _recursive(qwen3_text_config("1.7b")),
+    "recursive-4b": lambda: _recursive(qwen3_text_config("4b")),
 }
 
 

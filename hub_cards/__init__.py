@@ -23,6 +23,7 @@ _HOMES = {
     "write_card": "workflows",
     "set_adapter_base": "workflows",
     "graft_perceiver_vlm": "workflows",
+    "graft_recursive": "workflows",
     "graft_vision_bridge": "workflows",
     "finish_run": "workflows",
     "export_folder": "workflows",

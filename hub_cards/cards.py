@@ -56,8 +56,8 @@ def build_card(
         config: the model's configuration; parameters are counted from it on the meta device.
         repo_id: "owner/name" on the Hub.
         training: content of `training_meta.json`; keys it lacks are left out of the card.
-        license: the Hub's name of the licence; that of `training` when left out, else apache-2.0 for a graft and
-            none for a stock model, whose licence is its base's.
+        license: the Hub's name of the licence; that of `training` when left out, else apache-2.0 for a graft, and
+            none for a model whose weights are all its base's, a stock or a recursive one, and so the licence.
         base_models: part -> {"repo_id", "revision"}; those of `training` or of `config` when left out.
         base_model_relation: what this model is to its bases; "merge" for a merged adapter.
         datasets: Hub ids; the data set of `training` when left out and on the Hub.
@@ -73,12 +73,14 @@ def build_card(
     pipeline_tag = graft.pipeline_tag if graft else "image-text-to-text"
     training = training or {}
     base_models = base_models or training.get("base_models") or getattr(config, "base_models", None) or {}
+    own_weights = graft is not None and (graft.reads_images or random_weights)
+    family = [config.layer_family] if hasattr(config, "layer_family") else []
     state: State = "random" if random_weights else "trained" if training else "unrecorded"
     data = ModelCardData(
-        license=license or training.get("license") or ("apache-2.0" if graft else None),
+        license=license or training.get("license") or ("apache-2.0" if own_weights else None),
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=[*graft.tags, "custom_code"] if graft else ["vision-language"],
+        tags=[*family, *graft.tags, "custom_code"] if graft else ["vision-language"],
         **_relation(base_models, base_model_relation),
         **_measured(repo_id, pipeline_tag, training, datasets),
     )

@@ -97,7 +97,7 @@ def check_graft_only(config: PreTrainedConfig) -> None:
     """
     graft = GRAFTS.get(config.model_type)
     if graft is None:
-        raise ValueError(f"A stock {config.model_type!r} has no graft-only form; export the whole model.")
+        raise ValueError(f"This is a stock {config.model_type!r}, which has no graft-only form.")
     if not hasattr(graft_class(graft, "AutoModelForCausalLM"), "graft_modules"):
         raise ValueError(
             f"A {config.model_type!r} has no graft-only form: training changes all of its weights. Export the whole "

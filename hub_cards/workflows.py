@@ -4,6 +4,7 @@ Each is a short sequence over the exporter, the cards and the clean room.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +12,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
 
 from ..configuration import GRAFTS, Graft, Qwen3PerceiverConnectorConfig
+from ..configuration.layer_selection import LayerSelection
 from ..configuration.presets import RECOMMENDED_CONNECTOR
 from ..processing import load_chat_template
 from ..processing.vision_language_processing import vision_token_ids
@@ -22,7 +25,7 @@ from .cards import build_adapter_card, build_card, placeholder_repo_id
 from .clean_room import CleanRoomReport, verify
 from .exporter import export_repository, free_target
 from .figures import draw_figures
-from .graft_parts import generation_config, graft_class, whole_model_class
+from .graft_parts import check_graft_only, generation_config, graft_class, whole_model_class
 from .static_checks import is_local_name
 
 ADAPTER = "adapter_config.json"
@@ -69,6 +72,76 @@ def graft_vision_bridge(vision: str, language: str, out: Path, *, adapter: str =
         raise ValueError(f"`--adapter` is linear or mlp, not {adapter!r}.")
     settings = {"adapter_type": adapter}
     return _graft_vision_language(GRAFTS["qwen3_vision_bridge"], vision, language, out, settings=settings, **options)
+
+
+def graft_recursive(
+    source: str,
+    out: Path,
+    *,
+    revision: str | None = None,
+    core: str | None = None,
+    select: LayerSelection = "all",
+    layers: int | None = None,
+    H_cycles: int = 3,
+    L_cycles: int = 3,
+    dtype: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Make a recursive model of a Qwen2 or Qwen3 and export it.
+
+    Args:
+        source: repository id or folder of a dense Qwen2 or Qwen3, with its tokenizer.
+        revision: branch, tag or commit of it.
+        core: "FIRST:END", the core's first layer in the source and the one after its last; default the middle half.
+        select: which layers are kept, see `select_layers`.
+        layers: of the new core, for "sandwich" and "even".
+        dtype: of the model; "auto" takes the source's.
+
+    Raises:
+        ValueError: a core that is not two numbers, a tokenizer with more ids than the model has rows, what
+            `RecursiveQwenForCausalLM.from_qwen_pretrained` refuses, or a folder that is not empty.
+    """
+    # The cheap refusals come before gigabytes are read.
+    out = free_target(out, overwrite)
+    core_range = _core_range(core) if core is not None else None
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    model = graft_class(GRAFTS["recursive_qwen"], "AutoModelForCausalLM").from_qwen_pretrained(
+        source,
+        revision=revision,
+        dtype=dtype,
+        layer_selection=select,
+        core_range=core_range,
+        L_layers=layers,
+        H_cycles=H_cycles,
+        L_cycles=L_cycles,
+    )
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {source!r} has ids up to {highest}, the model {model.config.vocab_size} rows. Put the "
+            "tokenizer that the model was trained with into its folder."
+        )
+    # A recursive model is its source until it is trained, and is asked in the same words.
+    tokenizer.chat_template = tokenizer.chat_template or load_chat_template()
+    # A base model's generation stops at <|endoftext|> only; ours answers in turns.
+    model.generation_config.update(**generation_config(tokenizer).to_diff_dict())
+    license = _license_of(source, model.config.base_models)
+    card = build_card(model.config, repo_id=placeholder_repo_id(out), license=license)
+    return export_repository(model, tokenizer, out, card=card, overwrite=overwrite)
+
+
+def _license_of(source: str, base_models: Mapping[str, Mapping[str, str]] | None) -> str | None:
+    """The licence that a checkpoint's own card names; None where it has no card, or one that names none."""
+    revision = base_models["language"]["revision"] if base_models else None
+    card = cached_file(source, "README.md", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return ModelCard.load(card).data.license if card else None
+
+
+def _core_range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None:
+        raise ValueError(f"`--core` is FIRST:END, the core's first layer and the one after its last, not {text!r}.")
+    return int(found[1]), int(found[2])
 
 
 def _graft_vision_language(
@@ -120,7 +193,8 @@ def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overw
 
     Raises:
         ValueError: `out` is not empty, the model is of another kind, the weights do not fit, an adapter names no base,
-            or `graft_only` of bases that are not on the Hub, of a stock model, or of an adapter, which changes them.
+            or `graft_only` of bases that are not on the Hub, of a model without such a form, or of an adapter, which
+            changes them.
     """
     adapter = PeftConfig.from_pretrained(directory) if (directory / ADAPTER).is_file() else None
     if graft_only and adapter is not None:
@@ -135,8 +209,8 @@ def export_folder(directory: Path, out: Path, *, graft_only: bool = False, overw
     config: PreTrainedConfig = AutoConfig.from_pretrained(**source, trust_remote_code=True)
     auto_class = whole_model_class(config)
     stock = config.model_type not in GRAFTS
-    if graft_only and stock:
-        raise ValueError(f"{directory} holds a stock {config.model_type!r}, which has no graft-only form.")
+    if graft_only:
+        check_graft_only(config)
     model = auto_class.from_pretrained(**source, trust_remote_code=True, dtype="auto")
     if adapter is not None:
         model = PeftModel.from_pretrained(model, directory).merge_and_unload()
@@ -160,12 +234,25 @@ def write_card(directory: Path, *, repo_id: str | None = None) -> Path:
     card: ModelCard
     if (directory / ADAPTER).is_file():
         adapter = PeftConfig.from_pretrained(directory)
-        card = build_adapter_card(adapter, **shared)
+        card = build_adapter_card(adapter, pipeline_tag=_task_of_base(adapter, training or {}), **shared)
     else:
         config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=True)
-        card = build_card(config, base_models=getattr(config, "base_models", None), **shared)
+        old = ModelCard.load(directory / "README.md") if (directory / "README.md").is_file() else None
+        # Of weights that nobody trained here, the licence is known to the card they came with alone.
+        license = old.data.license if old is not None and training is None else None
+        card = build_card(config, base_models=getattr(config, "base_models", None), license=license, **shared)
     card.save(directory / "README.md")
     return directory / "README.md"
+
+
+def _task_of_base(adapter: PeftConfig, training: Mapping[str, Any]) -> str:
+    """The Hub's task of an adapter's base, by the run's record or else by the base itself."""
+    model_type = training.get("model_type")
+    name = adapter.base_model_name_or_path
+    if model_type is None and name and not is_local_name(name):
+        base = {"pretrained_model_name_or_path": name, "revision": adapter.revision}
+        model_type = AutoConfig.from_pretrained(**base, trust_remote_code=True).model_type
+    return GRAFTS[model_type].pipeline_tag if model_type in GRAFTS else "image-text-to-text"
 
 
 def finish_run(directory: Path, *, repo_id: str | None = None) -> CleanRoomReport | None:

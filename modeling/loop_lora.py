@@ -33,11 +33,11 @@ class LoopLinear(nn.Linear):
             nn.init.kaiming_uniform_(self.loop_down, a=math.sqrt(5))
             nn.init.zeros_(self.loop_up)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(…, in) to (…, out)."""
         cycle = min(self.cycle, self.loop_down.shape[0] - 1)
-        low = functional.linear(input, self.loop_down[cycle])
-        return super().forward(input) + self.scaling * functional.linear(low, self.loop_up[cycle])
+        low = functional.linear(hidden_states, self.loop_down[cycle])
+        return super().forward(hidden_states) + self.scaling * functional.linear(low, self.loop_up[cycle])
 
 
 class _LoopDecoderLayer:

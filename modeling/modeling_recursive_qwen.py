@@ -15,9 +15,10 @@ Shapes: B batch, S tokens of a call, D width, V vocabulary.
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from ..configuration.layer_selection import LayerSelection, select_layers
 from .checkpoint_tensors import commit_of, load_part, read_tensors
 from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
 from .qwen_checkpoint import read_generation_config, read_language_config
+from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
 from .recursive_cache import CoreCache, RecursiveCache
 from .strict_loading import StrictLoadingMixin
 
@@ -77,33 +79,6 @@ class RecursiveCausalLMOutputWithPast(CausalLMOutputWithPast):
     cycle_logits: tuple[torch.Tensor, ...] | None = None
 
 
-class Recurrence(nn.Module):
-    """What is new beside the halting head: where the two states start and how far each run of the core moves them.
-
-    A number a channel each. `input_gate_H` and `input_gate_L` are a_H and a_L of the formula at the top of this file,
-    `update_gate_L` and `update_gate_H` are b and g.
-    """
-
-    def __init__(self, config: RecursiveQwenConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.H_init = nn.Parameter(torch.zeros(width))
-        self.L_init = nn.Parameter(torch.zeros(width))
-        self.input_gate_H = nn.Parameter(torch.full((width,), config.input_gate_init))
-        self.input_gate_L = nn.Parameter(torch.full((width,), config.input_gate_init))
-        self.update_gate_H = nn.Parameter(torch.full((width,), config.update_gate_init))
-        self.update_gate_L = nn.Parameter(torch.full((width,), config.update_gate_init))
-
-    def core_input(self, embedded: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        """u of the formula, (B, S, D)."""
-        gate_H, gate_L = self.input_gate_H.to(high.dtype), self.input_gate_L.to(low.dtype)
-        return torch.addcmul(torch.lerp(embedded, high, gate_H), gate_L, low)
-
-    def follow(self, state: torch.Tensor, ran: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """A state after it moved towards what the core made of it, (B, S, D): not at all with a gate of 0."""
-        return torch.lerp(state, ran, gate.to(state.dtype))
-
-
 class RecursiveQwenPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     """What transformers has to know of backbone and model."""
 
@@ -138,15 +113,6 @@ class RecursiveQwenPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             # Not sure of anything before it is trained: no token halts.
             nn.init.zeros_(module.weight)
             nn.init.constant_(module.bias, -5.0)
-
-
-class HaltingHead(nn.Linear):
-    """How sure a token is of what it will say, read off its high state; TRM's `q_head`, one for every token."""
-
-    def forward(self, high: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) to (B, S) logits. The state is a residual stream, of any length, so it is normalised first."""
-        normed = high * torch.rsqrt(high.float().pow(2).mean(-1, keepdim=True) + 1e-6).to(high.dtype)
-        return super().forward(normed).squeeze(-1)
 
 
 class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
@@ -216,7 +182,7 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         threshold = config.halt_threshold if halt_threshold is None else halt_threshold
         check_halting(threshold, config.halt_patience)
         halts = threshold is not None and threshold < 1 and not self.training and supervised_cycles is None
-        supervised = _supervised(supervised_cycles, cycles)
+        segment_ends = SegmentEnds(supervised_cycles, cycles, gradient_cycles)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         use_cache = config.use_cache if use_cache is None else use_cache
@@ -238,9 +204,8 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
             hold=halts,
         )
         core_cache.check()
-        mask = attention_mask
-        if isinstance(mask, dict):
-            mask = mask["full_attention"]
+        if isinstance(attention_mask, dict):
+            mask = attention_mask["full_attention"]
         else:
             mask = create_causal_mask(
                 config=config,
@@ -249,80 +214,86 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-        shared = {
-            "attention_mask": mask,
-            "position_ids": position_ids,
-            "position_embeddings": self.rotary_emb(inputs_embeds, position_ids),
-            "use_cache": use_cache,
+        run_layers = partial(
+            self._run_layers,
+            attention_mask=mask,
+            position_ids=position_ids,
+            position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
+            use_cache=use_cache,
             **kwargs,
-        }
+        )
         first, last = config.core_range
-        recurrence = self.recurrence
-
-        def layers(start: int, end: int, states: torch.Tensor, cache: Any, **more: Any) -> torch.Tensor:
-            for layer in self.layers[start:end]:
-                states = layer(states, past_key_values=cache, **shared, **more)
-            return states
-
-        def core(cycle: int, step: int, states: torch.Tensor) -> torch.Tensor:
-            view = core_cache.run(cycle * core_cache.runs_per_cycle + step, halted)
-            return layers(first, last, states, view, **({"cycle": cycle} if config.loop_lora_rank else {}))
-
-        embedded = layers(0, first, inputs_embeds, past_key_values)
-        high = embedded + recurrence.H_init.to(embedded.dtype)
-        low = recurrence.L_init.to(embedded.dtype).expand_as(embedded)
-        halted, streak, used = None, None, None
+        embedded = run_layers(slice(0, first), inputs_embeds, past_key_values)
+        halting = None
         if halts:
-            padding = _padding(attention_mask, inputs_embeds)
-            halted, streak = torch.zeros_like(padding), torch.zeros_like(padding, dtype=torch.long)
-            used = torch.full_like(streak, cycles)
+            halting = Halting(padding_of(attention_mask, inputs_embeds), cycles, threshold, config.halt_patience)
         outputs: list[torch.Tensor] = []
         halt_logits: list[torch.Tensor] = []
-        for cycle in range(cycles):
-            ahead = next(mark for mark in supervised if mark > cycle)
-            in_graph = gradient_cycles is None or cycle >= ahead - gradient_cycles
-            with nullcontext() if in_graph else torch.no_grad():
-                new_low = low
-                for step in range(steps):
-                    ran = core(cycle, step, recurrence.core_input(embedded, high, new_low))
-                    first_run = cycle == step == 0
-                    new_low = ran if first_run else recurrence.follow(new_low, ran, recurrence.update_gate_L)
-                new_high = new_low
-                if runs > 1:
-                    ran = core(cycle, steps, recurrence.core_input(embedded, high, new_low))
-                    new_high = recurrence.follow(new_low, ran, recurrence.update_gate_H)
-            if halts:
-                keep = halted.unsqueeze(-1)
-                high, low = torch.where(keep, high, new_high), torch.where(keep, low, new_low)
+        for cycle, high in self._cycles(embedded, run_layers, core_cache, cycles, steps, segment_ends, halting):
+            ends_segment = cycle + 1 in segment_ends and (self.training or supervised_cycles is not None)
+            if ends_segment or halting is not None:
                 halt_logits.append(self.q_head(high))
-                sure = halt_logits[-1].sigmoid() > threshold
-                streak = torch.where(sure, streak + 1, 0)
-                halting = ((streak >= config.halt_patience) | padding) & ~halted
-                used = torch.where(halting, cycle + 1, used)
-                halted = halted | halting
-                if halted.all():
-                    break
-            else:
-                high, low = new_high, new_low
-            if cycle + 1 in supervised and (self.training or supervised_cycles is not None):
-                halt_logits.append(self.q_head(high))
-            if cycle + 1 in supervised and supervised_cycles is not None:
-                outputs.append(self.norm(layers(last, config.num_hidden_layers, high, None)))
-                high, low = high.detach(), low.detach()
+            if ends_segment and supervised_cycles is not None:
+                outputs.append(self.norm(run_layers(slice(last, None), high, None)))
+            if halting is not None and halting.step(halt_logits[-1], cycle):
+                break
         core_cache.finish((cycle + 1) * core_cache.runs_per_cycle)
-        if isinstance(past_key_values, RecursiveCache) and used is not None:
-            past_key_values.record_cycles(used)
+        if halting is not None and isinstance(past_key_values, RecursiveCache):
+            past_key_values.record_cycles(halting.used)
         if supervised_cycles is None:
-            last_hidden_state = self.norm(layers(last, config.num_hidden_layers, high, past_key_values))
+            last_hidden_state = self.norm(run_layers(slice(last, None), high, past_key_values))
         else:
             last_hidden_state = outputs[-1]
         return RecursiveModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             past_key_values=past_key_values if use_cache else None,
-            cycles_used=used,
+            cycles_used=None if halting is None else halting.used,
             halt_logits=torch.stack(halt_logits, dim=-1) if halt_logits else None,
             cycle_hidden_states=tuple(outputs) or None,
         )
+
+    def _run_layers(self, which: slice, states: torch.Tensor, cache: Any, **shared: Any) -> torch.Tensor:
+        for layer in self.layers[which]:
+            states = layer(states, past_key_values=cache, **shared)
+        return states
+
+    def _cycles(
+        self,
+        embedded: torch.Tensor,
+        run_layers: Callable[..., torch.Tensor],
+        core_cache: CoreCache,
+        cycles: int,
+        steps: int,
+        segment_ends: SegmentEnds,
+        halting: Halting | None,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """The recurrence: the number of a cycle, from 0 on, and the high state (B, S, D) behind it."""
+        recurrence, core_layers = self.recurrence, slice(*self.config.core_range)
+        high = embedded + recurrence.H_init.to(embedded.dtype)
+        low = recurrence.L_init.to(embedded.dtype).expand_as(embedded)
+
+        def core(cycle: int, step: int, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+            run = core_cache.run(cycle * core_cache.runs_per_cycle + step, None if halting is None else halting.halted)
+            terms = {"cycle": cycle} if self.config.loop_lora_rank else {}
+            return run_layers(core_layers, recurrence.core_input(embedded, high, low), run, **terms)
+
+        for cycle in range(cycles):
+            with nullcontext() if segment_ends.in_graph(cycle) else torch.no_grad():
+                new_low = low
+                for step in range(steps):
+                    ran = core(cycle, step, high, new_low)
+                    first_run = cycle == step == 0
+                    new_low = ran if first_run else recurrence.follow(new_low, ran, recurrence.update_gate_L)
+                new_high = new_low
+                if core_cache.runs > 1:
+                    ran = core(cycle, steps, high, new_low)
+                    new_high = recurrence.follow(new_low, ran, recurrence.update_gate_H)
+            if halting is not None:
+                new_high, new_low = halting.rest(high, new_high), halting.rest(low, new_low)
+            high, low = new_high, new_low
+            yield cycle, high
+            if segment_ends.cuts(cycle):
+                high, low = high.detach(), low.detach()
 
 
 class RecursiveQwenForCausalLM(RecursiveQwenPreTrainedModel, GenerationMixin):
@@ -455,6 +426,24 @@ class RecursiveQwenForCausalLM(RecursiveQwenPreTrainedModel, GenerationMixin):
             cycle_logits=cycle_logits,
         )
 
+    @torch.no_grad()
+    def confidence(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, num_cycles: int | None = None
+    ) -> torch.Tensor:
+        """How sure the halting head is, at each token, of the token that follows: to choose among sampled answers.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S).
+            num_cycles: in place of the configuration's.
+
+        Returns:
+            (B, S) probabilities, those at padding without meaning.
+        """
+        cycles = self.config.H_cycles if num_cycles is None else num_cycles
+        outputs = self.model(input_ids, attention_mask, num_cycles=cycles, supervised_cycles=[cycles])
+        return outputs.halt_logits[..., -1].sigmoid()
+
     def at_depth(
         self, num_cycles: int, L_cycles: int | None = None, halt_threshold: float | None = None
     ) -> "RecursiveQwenForCausalLM":
@@ -499,26 +488,6 @@ class RecursiveQwenForCausalLM(RecursiveQwenPreTrainedModel, GenerationMixin):
         elif self.config.kv_sharing == "none":
             evaluations = self.config.layer_evaluations(model_kwargs.get("num_cycles"), model_kwargs.get("L_cycles"))
             cache.layers += [copy.deepcopy(cache.layers[0]) for _ in range(evaluations - len(cache.layers))]
-
-
-def _supervised(cycles_asked: Collection[int] | None, cycles: int) -> list[int]:
-    """The cycles behind which a segment of the graph ends, the last one among them.
-
-    Raises:
-        ValueError: cycles that are not made.
-    """
-    asked = set(cycles_asked or ())
-    if wrong := sorted(asked - set(range(1, cycles + 1))):
-        raise ValueError(f"`supervised_cycles` asks for {wrong}; this call makes cycles 1 to {cycles}.")
-    return sorted(asked | {cycles})
-
-
-def _padding(attention_mask: Any, inputs_embeds: torch.Tensor) -> torch.Tensor:
-    """(B, S), True on the padding of this call, which need not think twice."""
-    batch, length = inputs_embeds.shape[:2]
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return attention_mask[:, -length:] == 0
-    return torch.zeros((batch, length), dtype=torch.bool, device=inputs_embeds.device)
 
 
 __all__ = [

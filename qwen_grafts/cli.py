@@ -102,6 +102,42 @@ def graft_vision_bridge(
     )
 
 
+@graft_app.command("recursive")
+def graft_recursive(
+    source: Annotated[str, typer.Option(help="Dense Qwen2 or Qwen3 checkpoint: repository id or folder.")],
+    out: NewFolder,
+    revision: Revision = None,
+    core: Annotated[
+        str | None, typer.Option(help="FIRST:END, layers of the source that run again; default: the middle half.")
+    ] = None,
+    select: Annotated[str, typer.Option(help="Layers that are kept: `all`, `sandwich` or `even`.")] = "all",
+    layers: Annotated[int | None, typer.Option(help="Layers of the core, for `sandwich` and `even`.")] = None,
+    H_cycles: Annotated[int, typer.Option("--H-cycles", help="Updates of the high state.")] = 3,
+    L_cycles: Annotated[int, typer.Option("--L-cycles", help="Updates of the low state in each.")] = 3,
+    dtype: Annotated[str, typer.Option(help="Of the model; auto: the source's.")] = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """A Qwen whose middle layers run again and again before each token; its source's function until it is trained.
+
+    Example: `qwen-grafts graft recursive --source Qwen/Qwen3-0.6B --core 7:21 outputs/recursive-0.6b`
+    """
+    from .hub_cards import graft_recursive as assemble
+
+    path = assemble(
+        source,
+        out,
+        revision=revision,
+        core=core,
+        select=select,
+        layers=layers,
+        H_cycles=H_cycles,
+        L_cycles=L_cycles,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    console.print(f"Wrote {path}. Train it with: qwen-grafts train RECIPE --model_name_or_path {path}", soft_wrap=True)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
@@ -210,10 +246,12 @@ def card(
 @app.command()
 def info(
     name_or_dir: Annotated[str, typer.Argument(help="Preset, folder or repository id.")],
-    recipe: Annotated[Path | None, typer.Option(help="Estimate for this YAML; default: connector only.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Estimate for this YAML; default: what is new, or all of a recursive model.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters by part, tokens an image, and memory of weights, gradients and optimizer for a recipe.
+    """Parameters by part, tokens an image or depth of a token, and memory of weights, gradients and optimizer.
 
     Example: `qwen-grafts info perceiver-vlm-8b --json`
     """
@@ -242,7 +280,13 @@ def info(
     table.add_row("all", f"{described['parameters']['total']:,}", f"{described['parameters']['trained']:,}")
     console.print(table)
     memory = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in described["memory_bytes"].items())
-    area, fixed = described["pixels_per_image_token"], described["tokens_per_image"]
+    area, fixed, depth = described["pixels_per_image_token"], described["tokens_per_image"], described["depth"]
+    if depth is not None:
+        for name, what in (("layer_evaluations", "layer evaluations"), ("cache_bytes_per_token", "bytes of KV cache")):
+            configured, stock = depth["configured"][name], depth["stock"][name]
+            console.print(f"A token takes {configured:,} {what}; the stock model's {stock:,}.")
+        console.print(f"Memory without activations: {memory}.")
+        return
     tokens = f"One token for every {area} pixels of an image" if area else f"{fixed} tokens an image"
     console.print(f"{tokens}. Memory without activations: {memory}.")
 
@@ -277,8 +321,43 @@ def ask(
 
 
 @app.command()
+def inference(
+    repository: Annotated[str, typer.Argument(help="A recursive model: folder or repository id.")],
+    prompt: Annotated[str, typer.Argument(help="A user's turn, or with --raw a text to go on with.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens.")] = 256,
+    num_cycles: Annotated[int | None, typer.Option(help="Most cycles of a token; default: the model's.")] = None,
+    L_cycles: Annotated[int | None, typer.Option("--L-cycles", help="Low steps of a cycle.")] = None,
+    halt_threshold: Annotated[
+        float | None, typer.Option(help="How sure a token must be to stop early; 1: never. Default: the model's.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt as it stands, no chat template.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Print without colours.")] = False,
+) -> None:
+    """Ask a recursive model; each token streams in the colour of the cycles it took, then what halting saved.
+
+    Example: `qwen-grafts inference outputs/recursive-0.6b "Why is the sky blue?" --num-cycles 6 --halt-threshold 0.9`
+    """
+    from .inference import inference as answer
+
+    answer(
+        repository,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        num_cycles=num_cycles,
+        L_cycles=L_cycles,
+        halt_threshold=halt_threshold,
+        temperature=temperature,
+        raw=raw,
+        console=Console(no_color=True) if no_color else console,
+    )
+
+
+@app.command()
 def demo(
-    graft: Annotated[str, typer.Argument(help="`perceiver-vlm`, `vision-bridge` or `qwen3-vl-sft`.")] = "perceiver-vlm",
+    graft: Annotated[
+        str, typer.Argument(help="`perceiver-vlm`, `vision-bridge`, `qwen3-vl-sft` or `recursive`.")
+    ] = "perceiver-vlm",
     directory: Annotated[
         Path | None,
         typer.Option("--dir", help="Where everything is written; default: demo, or a folder in it."),

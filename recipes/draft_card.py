@@ -16,11 +16,12 @@ def draft_card(
     revision: str,
     license: str | None,
     adapter: bool,
+    task: str,
     tags: list[str],
     datasets: list[str],
     log_history: list[dict[str, Any]],
 ) -> ModelCard:
-    """What can be said of a checkpoint of a stock model before its run ends.
+    """What can be said of a checkpoint before its run ends.
 
     Args:
         name: of the repository or of the folder.
@@ -28,6 +29,7 @@ def draft_card(
         revision: of that repository.
         license: the base's, as its card says; None where it is not known.
         adapter: the weights are a PEFT adapter.
+        task: the Hub's name of what the model does.
         tags: the trainer's.
         datasets: ids on the Hub.
         log_history: of the trainer's state; the last losses are shown.
@@ -36,7 +38,7 @@ def draft_card(
     data = ModelCardData(
         license=license,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag=task,
         tags=tags,
         datasets=datasets or None,
         base_model=None if local else base,

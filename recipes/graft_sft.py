@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
 from .graft_trainer import GraftSFTTrainer
 from .held_out import HeldOutRows
-from .model_loading import load_model, load_processor, pin_revision
-from .preflight import preflight
+from .model_loading import load_config, load_model, load_processor, pin_revision
+from .preflight import preflight, preflight_text
 from .query_data import imbalance
+from .recursive_trainer import RecursionArguments, RecursiveSFTTrainer, check_recursion, frozen_parts, is_recursive
 from .resume import last_complete_checkpoint
 from .run_metadata import check_saved, repeat_command, training_metadata, write_metadata, write_refused
 from .trackers import check_trackers, record_run
@@ -37,14 +38,14 @@ from .training_data import DataArguments, load_training_data, read_in_order
 
 
 @dataclass
-class GraftArguments(DataArguments):
+class GraftArguments(RecursionArguments, DataArguments):
     """What a run needs beside TRL's `SFTConfig` and `ModelConfig`."""
 
     trainable: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "regular expressions on parameter names to train; default: the new part; ignored with LoRA, "
-            "which decides itself"
+            "help": "regular expressions on parameter names to train; default: the new part, of a recursive model "
+            "everything; ignored with LoRA, which decides itself"
         },
     )
     learning_rates: list[str] = field(
@@ -90,7 +91,15 @@ def main(
     console = Console(quiet=training_args.local_process_index != 0)
     set_seed(training_args.seed)
     model_args = pin_revision(model_args)
+    config = load_config(model_args)
+    check_recursion(graft_args, config)
     processor = load_processor(model_args, graft_args.image_min_pixels, graft_args.image_max_pixels)
+    text_alone = isinstance(processor, PreTrainedTokenizerBase)
+    if text_alone and graft_args.generative_eval_rows:
+        raise ValueError(
+            f"`generative_eval_rows` is {graft_args.generative_eval_rows}, and only rows with images are answered. "
+            "Leave it out and watch the held-out loss."
+        )
     data = load_training_data(
         graft_args, training_args.seed, training_args.dataset_num_proc, processor, training_args.max_length
     )
@@ -103,11 +112,12 @@ def main(
         console.print(f"{len(data.refused)} rows were refused; {report} lists each with its index and the reason.")
     model = load_model(model_args, console)
     if not model_args.use_peft:
-        freeze(model, graft_args.trainable)
+        freeze(model, graft_args.trainable, frozen_parts(model, graft_args))
     training_args.remove_unused_columns = False  # images are no argument of any `forward`
     if graft_args.streaming:
         read_in_order(training_args)
-    trainer = GraftSFTTrainer(
+    recursive = {"recursion": graft_args} if is_recursive(config) else {}
+    trainer = (RecursiveSFTTrainer if recursive else GraftSFTTrainer)(
         model=model,
         args=training_args,
         train_dataset=data.train,
@@ -118,9 +128,14 @@ def main(
         learning_rates=parse_learning_rates(graft_args.learning_rates),
         pack_rows=graft_args.pack_rows,
         starting_revision=model_args.model_revision,
+        **recursive,
     )
-    first_batch = trainer.data_collator(list(islice(data.train, training_args.per_device_train_batch_size)))
-    report = preflight(trainer.model, processor, first_batch, without_thinking=graft_args.strip_thinking)
+    rows = trainer.train_dataset if text_alone else data.train  # TRL tokenizes texts, and leaves pictures as they are
+    first_batch = trainer.data_collator(list(islice(rows, training_args.per_device_train_batch_size)))
+    if text_alone:
+        report = preflight_text(trainer.model, processor, first_batch)
+    else:
+        report = preflight(trainer.model, processor, first_batch, without_thinking=graft_args.strip_thinking)
     report.show(console)
 
     record = partial(
@@ -151,7 +166,7 @@ def main(
             duration_seconds=duration,
         )
         write_metadata(metadata, out)
-        check_saved(out, adapter=model_args.use_peft)
+        check_saved(out, adapter=model_args.use_peft, images=not text_alone)
         if graft_args.streaming and data.refused:  # met while training
             write_refused(data.refused, out)
         if finish is not None:

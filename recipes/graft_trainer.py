@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ..configuration import GRAFTS
 from .draft_card import draft_card
 from .packed_rows import check_packable, documents_apart, pack_rows
 from .thinking_data import TEMPLATE_COLUMN
@@ -192,13 +193,15 @@ class GraftSFTTrainer(SFTTrainer):
         """The figures TRL logs: entropy and accuracy on supervised tokens, tokens seen."""
         mode = "train" if self.model.training else "eval"
         mask_N = labels_N != -100
+        # Documents that TRL packed come without padding and without a mask.
+        tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
         entropy_N = torch.cat([_entropy(part) for part in logits_NV.split(_ENTROPY_POSITIONS)])
         sums = torch.stack(
             [
                 mask_N.sum().double(),
                 (entropy_N * mask_N).sum().double(),
                 (logits_NV.argmax(-1) == labels_N).sum().double(),
-                inputs["attention_mask"].sum().double(),
+                tokens.double(),
             ]
         )
         counted, entropy, correct, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -269,18 +272,20 @@ class GraftSFTTrainer(SFTTrainer):
         new_tags = sorted({*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])})
         if self._finished_card is not None:
             card = self._finished_card
-        elif self._starting_card is not None and hasattr(self.model, "graft_modules"):
+        elif self._starting_card is not None and self.model.config.model_type in GRAFTS:
             card = ModelCard(str(self._starting_card))
             card.data.tags = sorted({*(card.data.tags or []), *new_tags})
             if dataset_name and dataset_name not in (card.data.datasets or []):
                 card.data.datasets = [*(card.data.datasets or []), dataset_name]
         else:
+            kind = self.model.config.model_type
             card = draft_card(
                 name=self.hub_model_id or Path(self.args.output_dir).name,
                 base=self.model.config._name_or_path,
                 revision=self.starting_revision,
                 license=self.starting_license,
                 adapter=is_peft_model(self.model),
+                task=GRAFTS[kind].pipeline_tag if kind in GRAFTS else "image-text-to-text",
                 tags=new_tags,
                 datasets=[dataset_name] if dataset_name else [],
                 log_history=self.state.log_history,

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 from trl import ModelConfig, SFTConfig
 
 from .graft_sft import GraftArguments
-from .model_loading import NOT_QUANTIZED
+from .model_loading import NOT_QUANTIZED, auto_model_class
 from .preflight import count_parameters
+from .recursive_trainer import frozen_parts
 from .trained_parts import freeze, lora
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -40,22 +41,24 @@ def describe(
     training_args: SFTConfig | None = None,
     model_args: ModelConfig | None = None,
 ) -> dict[str, Any]:
-    """Parameters by part, tokens an image and memory of a run.
+    """Parameters by part, tokens an image or depth of a token, and memory of a run.
 
     Args:
         config: of a graft or of a stock vision-language model.
-        graft_args, training_args, model_args: a parsed recipe; without one, training of what is grafted on alone, in
-            bfloat16 with AdamW.
+        graft_args, training_args, model_args: a parsed recipe; without one, training of what is grafted on alone (of
+            all of a graft that has no new part to train alone), in bfloat16 with AdamW.
     """
     graft_args = graft_args or GraftArguments()
     model_args = model_args or ModelConfig(dtype="bfloat16")
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
+        model = auto_model_class(config).from_config(config, trust_remote_code=True)
         quantized = _quantized(model) if model_args.load_in_4bit or model_args.load_in_8bit else 0
         if model_args.use_peft:
             model = get_peft_model(model, lora(model_args, model))
+            for module in frozen_parts(model, graft_args):
+                module.requires_grad_(False)
         else:
-            freeze(model, graft_args.trainable)
+            freeze(model, graft_args.trainable, frozen_parts(model, graft_args))
     parts = count_parameters(model)
     trained = sum(counts["trained"] for counts in parts.values())
     total = sum(counts["total"] for counts in parts.values())
@@ -70,9 +73,25 @@ def describe(
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
         "tokens_per_image": getattr(config, "num_image_tokens", None),
         "pixels_per_image_token": getattr(config, "image_token_pixels", 0) ** 2 or None,
+        "depth": _depth(config, BYTES[model_args.dtype]),
         "memory_bytes": asdict(
             MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
         ),
+    }
+
+
+def _depth(config: PreTrainedConfig, bytes_each: int) -> dict[str, dict[str, int]] | None:
+    """What a token costs a recursive model at its configured depth, and the stock model; None for other models."""
+    if not hasattr(config, "cache_slots"):
+        return None
+    slot = 2 * config.num_key_value_heads * config.head_dim * bytes_each
+    layers = config.num_hidden_layers
+    return {
+        "configured": {
+            "layer_evaluations": config.layer_evaluations(),
+            "cache_bytes_per_token": config.cache_slots() * slot,
+        },
+        "stock": {"layer_evaluations": layers, "cache_bytes_per_token": layers * slot},
     }
 
 

@@ -4,15 +4,20 @@ from dataclasses import replace
 
 from rich.console import Console
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from trl import ModelConfig, get_quantization_config
 
+from ..configuration import GRAFTS
 from ..modeling.checkpoint_tensors import commit_of
 
 # What stays as it is when the rest is quantised: towers, what connects them, and the head. transformers compares from
@@ -34,22 +39,31 @@ def pin_revision(model_args: ModelConfig) -> ModelConfig:
     return replace(model_args, model_revision=commit or model_args.model_revision)
 
 
+def load_config(model_args: ModelConfig) -> PreTrainedConfig:
+    """The model's configuration, before its weights are read."""
+    return AutoConfig.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True
+    )
+
+
 def load_processor(
     model_args: ModelConfig, min_pixels: int | None = None, max_pixels: int | None = None
-) -> ProcessorMixin:
-    """The model's processor.
+) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """The model's processor, of a model of text alone its tokenizer.
 
     Args:
         min_pixels, max_pixels: of an image, for towers of dynamic resolution.
 
     Raises:
-        ValueError: a pixel budget for a tower that reads images of one size.
+        ValueError: a pixel budget for a model without images, or for a tower that reads images of one size.
     """
     budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     budget = {name: pixels for name, pixels in budget.items() if pixels is not None}
     processor = AutoProcessor.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=True, **budget
     )
+    if budget and isinstance(processor, PreTrainedTokenizerBase):
+        raise ValueError(f"This model reads no images; leave out {', '.join(f'image_{n}' for n in budget)}.")
     if budget and "longest_edge" not in processor.image_processor.size:
         raise ValueError(f"This tower reads images of one size; leave out {', '.join(f'image_{n}' for n in budget)}.")
     return processor
@@ -62,7 +76,7 @@ def load_model(model_args: ModelConfig, console: Console) -> PreTrainedModel:
     other: the trainer then averages the means of the accumulated batches, and a token of a short answer weighs more
     than one of a long answer. Set here, and nowhere else.
     """
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = auto_model_class(load_config(model_args)).from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
         dtype=model_args.dtype,
@@ -77,6 +91,12 @@ def load_model(model_args: ModelConfig, console: Console) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def auto_model_class(config: PreTrainedConfig) -> type:
+    """The Auto class of a run's model: one that reads images, or a graft of text alone."""
+    graft = GRAFTS.get(config.model_type)
+    return AutoModelForImageTextToText if graft is None or graft.reads_images else AutoModelForCausalLM
 
 
 def attention_implementation(wanted: str | None, console: Console) -> str | None:
@@ -95,4 +115,13 @@ def quantization(model_args: ModelConfig) -> BitsAndBytesConfig | None:
     return config
 
 
-__all__ = ["NOT_QUANTIZED", "attention_implementation", "load_model", "load_processor", "pin_revision", "quantization"]
+__all__ = [
+    "NOT_QUANTIZED",
+    "attention_implementation",
+    "auto_model_class",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "pin_revision",
+    "quantization",
+]

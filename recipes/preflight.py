@@ -1,4 +1,4 @@
-"""What must hold before a vision run spends its first step.
+"""What must hold before a run spends its first step, on images or on text alone.
 
 Each of these once passed in silence: a text template that renders every content block empty, an image placeholder
 under supervision, a stop token that is never learned, a thought that was to be left out, LoRA on the vision tower,
@@ -6,6 +6,7 @@ nothing to train at all.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 END_OF_TURN = "<|im_end|>"
 THINKING_TAGS = ("<think>", "</think>")
+_SHOWN_CHARACTERS = 400
 
 
 @dataclass
@@ -50,8 +52,9 @@ class Preflight:
             table.add_row(part, f"{counts['total']:,}", f"{counts['trained']:,}", f"{lora:,}" if lora else "")
         console.print(table)
         console.print(
-            f"First batch: {self.rows} rows, {self.tokens} tokens, {self.image_tokens} of them image placeholders, "
-            f"{self.supervised_tokens} supervised."
+            f"First batch: {self.rows} rows, {self.tokens} tokens, "
+            + (f"{self.image_tokens} of them image placeholders, " if self.image_tokens else "")
+            + f"{self.supervised_tokens} supervised."
         )
         console.print(f"  reads   {self.text!r}\n  learns  {self.supervised!r}", markup=False, highlight=False)
 
@@ -77,13 +80,7 @@ def preflight(
     tokenizer = processor.tokenizer
     ids_BS, labels_BS = batch["input_ids"], batch["labels"]
     image_token_id = model.config.image_token_id
-    supervised_BS = labels_BS != -100
-    without = (~supervised_BS.any(dim=1)).nonzero().flatten().tolist()
-    if without:
-        raise ValueError(
-            f"{len(without)} of {len(ids_BS)} rows of the first batch supervise no token (rows {without[:5]}). Check "
-            "the answers, the chat template and `max_length` (set it to null for vision data)."
-        )
+    _check_supervised(labels_BS, "the answers, the chat template and `max_length` (set it to null for vision data)")
     if int((labels_BS == image_token_id).sum()):
         raise ValueError(
             f"{int((labels_BS == image_token_id).sum())} image placeholders are supervised; labels must be -100 there. "
@@ -111,22 +108,76 @@ def preflight(
             f"The first batch holds {placeholders} image placeholders and {features} image features. Processor and "
             "model must come from the same repository, and rows must not be truncated (`max_length: null`)."
         )
-    longest, limit = ids_BS.shape[1], model.config.get_text_config().max_position_embeddings
+    _check_length(model, ids_BS.shape[1])
+    return Preflight(
+        text=_collapse(tokenizer.decode(ids_BS[0][batch["attention_mask"][0].bool()]), processor.image_token),
+        supervised=tokenizer.decode(labels_BS[0][labels_BS[0] != -100]),
+        rows=len(ids_BS),
+        tokens=int(batch["attention_mask"].sum()),
+        supervised_tokens=int((labels_BS != -100).sum()),
+        image_tokens=placeholders,
+        parameters=_trained_parameters(model),
+        lora_modules=_lora_modules(model),
+    )
+
+
+def preflight_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, torch.Tensor]
+) -> Preflight:
+    """Check one collated batch of text, or of token rows, against a model of text alone.
+
+    Args:
+        model: with or without PEFT.
+        batch: what the data collator gives; documents that lie in one row have `position_ids`.
+
+    Raises:
+        ValueError: a row that supervises nothing, ids outside the vocabulary, a document that is too long, or nothing
+            to train.
+    """
+    ids_BS, labels_BS = batch["input_ids"], batch["labels"]
+    mask_BS = batch.get("attention_mask", torch.ones_like(ids_BS)).bool()
+    _check_supervised(labels_BS, "the rows, the chat template and `max_length`")
+    vocabulary = model.config.vocab_size
+    ids_N, learned_N = ids_BS[mask_BS], labels_BS[labels_BS != -100]
+    if outside := sum(int(((ids < 0) | (ids >= vocabulary)).sum()) for ids in (ids_N, learned_N)):
+        raise ValueError(
+            f"{outside} ids and labels of the first batch are outside the model's vocabulary of {vocabulary}. Take the "
+            "tokenizer of the model's own repository."
+        )
+    positions_BS = batch.get("position_ids")
+    _check_length(model, int(positions_BS.max()) + 1 if positions_BS is not None else ids_BS.shape[1])
+    return Preflight(
+        text=_shorten(tokenizer.decode(ids_BS[0][mask_BS[0]])),
+        supervised=_shorten(tokenizer.decode(labels_BS[0][labels_BS[0] != -100])),
+        rows=len(ids_BS) if positions_BS is None else int((positions_BS == 0).sum()),
+        tokens=int(mask_BS.sum()),
+        supervised_tokens=len(learned_N),
+        image_tokens=0,
+        parameters=_trained_parameters(model),
+        lora_modules=_lora_modules(model),
+    )
+
+
+def _check_supervised(labels_BS: torch.Tensor, where: str) -> None:
+    without = (~(labels_BS != -100).any(dim=1)).nonzero().flatten().tolist()
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(labels_BS)} rows of the first batch supervise no token (rows {without[:5]}). "
+            f"Check {where}."
+        )
+
+
+def _check_length(model: PreTrainedModel, longest: int) -> None:
+    limit = model.config.get_text_config().max_position_embeddings
     if longest > limit:
         raise ValueError(f"A row of {longest} tokens exceeds the language model's {limit} positions; shorten it.")
+
+
+def _trained_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     parameters = count_parameters(model)
     if not any(counts["trained"] for counts in parameters.values()):
         raise ValueError("Nothing is trained: every parameter is frozen. Check `trainable` or the LoRA target regex.")
-    return Preflight(
-        text=_collapse(tokenizer.decode(ids_BS[0][batch["attention_mask"][0].bool()]), processor.image_token),
-        supervised=tokenizer.decode(labels_BS[0][supervised_BS[0]]),
-        rows=len(ids_BS),
-        tokens=int(batch["attention_mask"].sum()),
-        supervised_tokens=int(supervised_BS.sum()),
-        image_tokens=placeholders,
-        parameters=parameters,
-        lora_modules=_lora_modules(model),
-    )
+    return parameters
 
 
 def _check_without_thinking(tokenizer: PreTrainedTokenizerBase, ids_BS: torch.Tensor, labels_BS: torch.Tensor) -> None:
@@ -153,27 +204,35 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     weights in 4 bits, two lie in a byte; counted is what they stand for.
     """
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trained": 0})
+    layer_part = _layer_part(model)
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
-        part, packed = counts[_part(name)], getattr(parameter, "quant_state", None)
+        part, packed = counts[_part(name, layer_part)], getattr(parameter, "quant_state", None)
         count = parameter.numel() if packed is None else packed.shape.numel()
         part["total"] += count
         part["trained"] += count if parameter.requires_grad else 0
     return dict(counts)
 
 
-def _part(name: str) -> str:
-    """`base_model.model.model.connector.projector.fc1.weight` -> `connector`."""
+def _layer_part(model: nn.Module) -> Callable[[int], str] | None:
+    """What a model with several kinds of layers calls the part that a layer belongs to."""
+    return getattr(getattr(model, "config", None), "layer_part", None)
+
+
+def _part(name: str, layer_part: Callable[[int], str] | None) -> str:
+    """`base_model.model.model.connector.projector.fc1.weight` -> `connector`; layers go by what `layer_part` says."""
     wrappers = {"base_model", "model", "module", "_orig_mod"}
-    return next(piece for piece in name.split(".") if piece not in wrappers)
+    pieces = [piece for piece in name.split(".") if piece not in wrappers]
+    return layer_part(int(pieces[1])) if layer_part is not None and pieces[0] == "layers" else pieces[0]
 
 
 def _lora_modules(model: nn.Module) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
+    layer_part = _layer_part(model)
     for name, _ in model.named_modules():
         if name.endswith("lora_A"):
-            counts[_part(name)] += 1
+            counts[_part(name, layer_part)] += 1
     return dict(counts)
 
 
@@ -186,6 +245,11 @@ def _count_features(model: PreTrainedModel, batch: dict[str, Any]) -> int:
     with torch.no_grad():
         features = model.get_image_features(**inputs, return_dict=True).pooler_output
     return sum(len(item) for item in features)
+
+
+def _shorten(text: str) -> str:
+    """A document's beginning; the whole of it would fill the screen."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
 
 
 def _collapse(text: str, image_token: str) -> str:

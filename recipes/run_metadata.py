@@ -102,13 +102,18 @@ def _stock_base(model_args: Any) -> dict[str, dict[str, str | None]]:
     return {} if is_local(name) else {"base": {"repo_id": name, "revision": model_args.model_revision}}
 
 
-def check_saved(directory: Path, adapter: bool) -> None:
+def check_saved(directory: Path, adapter: bool, images: bool = True) -> None:
     """Look whether what a run leaves is there and whole.
+
+    Args:
+        directory: the run's.
+        adapter: it trained one.
+        images: the model has a processor, and not a tokenizer alone.
 
     Raises:
         ValueError: a file is missing or cut short.
     """
-    wanted = ["processor_config.json", "tokenizer.json", FILE_NAME]
+    wanted = [*(["processor_config.json"] if images else []), "tokenizer.json", FILE_NAME]
     wanted += ["adapter_config.json", "adapter_model.safetensors"] if adapter else ["config.json"]
     problems = [f"{name} is missing" for name in wanted if not (directory / name).is_file()]
     weights = sorted(directory.glob("*.safetensors"))

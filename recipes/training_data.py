@@ -1,6 +1,7 @@
-"""Where a run's rows come from: one of four sources.
+"""Where a run's rows come from: one of six sources.
 
 Three give TRL's conversational vision format, which TRL's collator reads; query rows come with a collator of their own.
+Two are for models of text alone: texts, which TRL tokenizes and packs, and rows of token ids.
 """
 
 from collections import Counter
@@ -10,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
-from transformers import ProcessorMixin, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from .llava_data import RefusedRow, load_llava, summarize_refused
 from .query_data import QueryColumns, load_query_rows, stream_query_rows
+from .text_data import load_text, load_token_rows
 from .thinking_data import strip_thoughts
 from .vision_sft_collator import Qwen3VisionSFTCollator
 from .visual_tasks import visual_task
 
+SOURCES = ("task", "data_file", "dataset_name", "query_data", "text_data", "token_data")
+
 
 @dataclass
 class DataArguments:
-    """The data of a run; exactly one of `task`, `data_file`, `dataset_name` and `query_data`."""
+    """The data of a run; exactly one of `SOURCES`."""
 
     task: str | None = field(default=None, metadata={"help": "built-in task: shapes, digits, letters, joined by +"})
     task_shapes: int = field(default=4_000, metadata={"help": "shape scenes drawn for training, 3 questions each"})
@@ -45,6 +49,15 @@ class DataArguments:
     system_prompt: str | None = field(default=None, metadata={"help": "system message of every query row"})
     streaming: bool = field(default=False, metadata={"help": "read query rows while training; needs `max_steps`"})
     streaming_eval_rows: int = field(default=0, metadata={"help": "rows held out from the start of the stream"})
+    text_data: str | None = field(
+        default=None,
+        metadata={"help": "text, of a .txt, JSON, CSV or Parquet file, a folder, a Hub id, or pydoc_topics"},
+    )
+    text_data_config: str | None = field(default=None, metadata={"help": "configuration of that Hub data set"})
+    text_key: str = field(default="text", metadata={"help": "column of the text"})
+    token_data: str | None = field(
+        default=None, metadata={"help": "saved folder of rows of token ids, columns input_ids and labels"}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "seeded random subset of this many rows"})
     eval_ratio: float = field(default=0.02, metadata={"help": "share of the rows held out by a seeded split"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop before the first step, or skip and report"})
@@ -73,32 +86,41 @@ class TrainingData:
 
     def final_summary(self) -> dict[str, Any]:
         """The summary after training: what a stream refused is known only then."""
-        return self.summary | {"refused_rows": dict(Counter(row.reason for row in self.refused))}
+        met = dict(Counter(row.reason for row in self.refused))
+        return self.summary | {"refused_rows": self.summary["refused_rows"] | met}
 
 
 def load_training_data(
     args: DataArguments,
     seed: int,
     num_proc: int | None = None,
-    processor: ProcessorMixin | None = None,
+    processor: ProcessorMixin | PreTrainedTokenizerBase | None = None,
     max_length: int | None = None,
 ) -> TrainingData:
     """Read, check and split.
 
     Args:
-        processor: of the model; query rows are checked with it.
+        processor: of the model, of a model of text alone its tokenizer; query rows are checked with it.
         max_length: of a query row, image tokens counted; longer ones are refused.
 
     Raises:
-        ValueError: not exactly one source, rows refused under `on_bad_row="stop"`, or nothing left to train on.
+        ValueError: not exactly one source, one that the model cannot read, rows refused under `on_bad_row="stop"`, or
+            nothing left to train on.
     """
-    names = ("task", "data_file", "dataset_name", "query_data")
-    sources = {name: getattr(args, name) for name in names if getattr(args, name)}
+    sources = [name for name in SOURCES if getattr(args, name)]
     if len(sources) != 1:
         raise ValueError(
-            f"Give exactly one of `task`, `data_file`, `dataset_name` and `query_data`, got {len(sources)}"
+            f"Give exactly one of `{'`, `'.join(SOURCES[:-1])}` and `{SOURCES[-1]}`, got {len(sources)}"
             f"{': ' + ', '.join(sources) if sources else ''}."
         )
+    fitting = ("text_data", "token_data") if isinstance(processor, PreTrainedTokenizerBase) else SOURCES[:4]
+    if processor is not None and sources[0] not in (*fitting, "dataset_name"):
+        raise ValueError(
+            f"`{sources[0]}` is not for this model; it trains on `{'`, `'.join(fitting)}`"
+            f"{'' if 'dataset_name' in fitting else ' or `dataset_name`'}."
+        )
+    if args.text_data or args.token_data:
+        return _text_rows(args, seed)
     if args.query_data:
         return _query_rows(args, seed, num_proc, processor, max_length)
     refused: list[RefusedRow] = []
@@ -147,6 +169,23 @@ def load_training_data(
 def _shown_name(source: str) -> str:
     """A repository id as it is, of a file or folder the last part."""
     return Path(source).name if Path(source).exists() else source
+
+
+def _text_rows(args: DataArguments, seed: int) -> TrainingData:
+    source = args.text_data or args.token_data
+    shared: dict[str, Any] = {"max_samples": args.max_samples, "eval_ratio": args.eval_ratio, "seed": seed}
+    if args.text_data:
+        data = load_text(source, config_name=args.text_data_config, text_key=args.text_key, **shared)
+    else:
+        data = load_token_rows(source, **shared)
+    summary = {
+        "name": _shown_name(source),
+        "fingerprint": data.train._fingerprint,
+        "train_rows": len(data.train),
+        "eval_rows": len(data.eval) if data.eval is not None else 0,
+        "refused_rows": {"empty": data.empty} if data.empty else {},
+    }
+    return TrainingData(data.train, data.eval, summary, ())
 
 
 def _query_rows(

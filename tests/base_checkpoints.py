@@ -12,10 +12,14 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLVisionConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from qwen_grafts.configuration.presets import tiny_qwen3_text_config
+from qwen_grafts.processing import build_qwen_tokenizer
 
 INDEX = "model.safetensors.index.json"
 # Key names of transformers' model -> those of a checkpoint: a new save, a published one, a tower alone.
@@ -36,6 +40,18 @@ def saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def language_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **overrides: Any) -> Qwen3ForCausalLM:
     config = tiny_qwen3_text_config(vocab_size=160, hidden_size=64, pad_token_id=0, eos_token_id=1, **overrides)
     return saved(Qwen3ForCausalLM._from_config(config, dtype=dtype), folder)
+
+
+def chat_checkpoint(folder: Path, kind: str = "qwen3", layers: int = 4) -> PreTrainedModel:
+    """A Qwen2 or Qwen3 with a tokenizer that has no chat template, as base models are published."""
+    sizes = tiny_qwen3_text_config(hidden_size=64, num_hidden_layers=layers).to_diff_dict()
+    for name in ("model_type", "transformers_version", *(["head_dim"] if kind == "qwen2" else [])):
+        sizes.pop(name)
+    classes = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+    config_class, model_class = classes[kind]
+    model = saved(model_class(config_class(**sizes)), folder)
+    build_qwen_tokenizer(model.config.pad_token_id).save_pretrained(folder)
+    return model
 
 
 def qwen2_5_vl_config(vision: Qwen2_5_VLVisionConfig) -> Qwen2_5_VLConfig:

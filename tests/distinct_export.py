@@ -10,10 +10,11 @@ from PIL import Image
 from qwen_grafts.configuration import GRAFTS, preset_config
 from qwen_grafts.configuration.presets import NUM_SPECIAL_TOKENS, TINY_VOCAB_SIZE
 from qwen_grafts.hub_cards import export_repository
-from qwen_grafts.hub_cards.graft_parts import build_processor, generation_config, graft_class
+from qwen_grafts.hub_cards.graft_parts import build_processor, generation_config, graft_class, tokenizer_of
 from qwen_grafts.processing import build_qwen_tokenizer
 
 VISION_PRESETS = ("perceiver-vlm-tiny", "vision-bridge-tiny")
+TEXT_PRESETS = ("recursive-tiny",)
 
 
 def export_distinct(folder: Path, preset: str, seed: int = 0) -> Path:
@@ -25,10 +26,14 @@ def export_distinct(folder: Path, preset: str, seed: int = 0) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
+        if hasattr(model.model, "recurrence"):
+            # Closed gates would hide what the cycles do.
+            for parameter in model.model.recurrence.parameters():
+                parameter.uniform_(0.2, 0.8)
     # Merges fill the vocabulary: every id that is generated has a text.
     words = [str(topic) for topic in topics.values()][:20]
     processor = build_processor(config, build_qwen_tokenizer(TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS, words))
-    model.generation_config = generation_config(processor.tokenizer)
+    model.generation_config = generation_config(tokenizer_of(processor))
     # Whole merged patches: without torchvision, as beside vLLM, another resampling would give other pixels.
     noise = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "image.png")

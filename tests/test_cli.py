@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from base_checkpoints import chat_checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from qwen_grafts.cli import app, main
 
-COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "ask", "demo")
+COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "ask", "inference", "demo")
 
 
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
@@ -32,7 +33,7 @@ def test_every_command_has_help_with_an_example(command):
     assert code == 0
     for name in COMMANDS:
         assert name in out
-        for graft in ("perceiver-vlm", "vision-bridge") if name == "graft" else (None,):
+        for graft in ("perceiver-vlm", "vision-bridge", "recursive") if name == "graft" else (None,):
             code, text, _ = command(name, *([graft] if graft else []), "--help")
             assert code == 0
             assert "Example:" in text, name
@@ -73,6 +74,38 @@ def test_info_of_the_specified_preset(command):
     assert info["memory_bytes"]["optimizer"] == trained * 8
 
 
+def test_info_of_a_recursive_preset(command):
+    info = json.loads(command("info", "recursive-0.6b", "--json")[1])
+    parts = {part: counts["total"] for part, counts in info["parameters"]["parts"].items()}
+    assert list(parts) == ["embed_tokens", "prelude", "core", "coda", "norm", "recurrence", "q_head"]
+    assert (parts["core"], parts["recurrence"], parts["q_head"]) == (2 * parts["prelude"], 6 * 1024, 1025)
+    assert info["parameters"]["trained"] == info["parameters"]["total"] == 596_049_920 + 6 * 1024 + 1025
+    slot = 2 * 8 * 128 * 2  # keys and values, heads, width, bytes of bfloat16
+    assert info["depth"] == {
+        "configured": {"layer_evaluations": 182, "cache_bytes_per_token": 182 * slot},
+        "stock": {"layer_evaluations": 28, "cache_bytes_per_token": 28 * slot},
+    }
+    _, text, _ = command("info", "recursive-0.6b")
+    assert "182 layer evaluations; the stock model's 28" in text and "image" not in text
+    assert json.loads(command("info", "perceiver-vlm-tiny", "--json")[1])["depth"] is None
+
+
+def test_graft_a_qwen_and_ask_it(command, tmp_path):
+    chat_checkpoint(tmp_path / "source", "qwen2")
+    out = tmp_path / "recursive"
+    words = ("--source", tmp_path / "source", "--core", "1:3", "--H-cycles", "4", "--L-cycles", "1", out)
+    code, text, err = command("graft", "recursive", *words)
+    assert code == 0, err
+    assert "qwen-grafts train" in text
+    config = AutoConfig.from_pretrained(out)
+    assert (config.core_range, config.H_cycles, config.L_cycles) == ([1, 3], 4, 1)
+    code, text, err = command("inference", out, "Hello", "--max-new-tokens", "3", "--no-color")
+    assert code == 0, err
+    assert "mean cycles 4.00 of 4; 54 layer evaluations, all tokens at fixed depth." in text
+    code, _, err = command("inference", out, "Hello", "--num-cycles", "0")
+    assert (code, err.count("Error: `num_cycles` is 0")) == (1, 1)
+
+
 def test_info_for_a_recipe(command):
     recipe = Path(__file__).parents[1] / "recipes/perceiver_vlm/stage2_instruct.yaml"
     code, text, _ = command("info", "perceiver-vlm-8b", "--recipe", recipe, "--json")
@@ -108,6 +141,7 @@ def test_config_only_export_builds_at_full_size_on_meta(command, tmp_path):
             ["graft", "vision-bridge", "--vision", "v", "--language", "l", "--adapter", "qformer", "OUT"],
             "linear or mlp",
         ),
+        (["graft", "recursive", "--source", "s", "--core", "7", "OUT"], "`--core` is FIRST:END"),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(command, tmp_path, arguments, message):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from distinct_export import VISION_PRESETS, export_distinct
+from distinct_export import TEXT_PRESETS, VISION_PRESETS, export_distinct
 
 SCRIPT = """
 import json, sys
@@ -23,23 +23,28 @@ from transformers import pipeline
 
 repository, image = sys.argv[1], Image.open(sys.argv[2]).convert("RGB")
 settings = {"trust_remote_code": True, "max_new_tokens": 5, "do_sample": False}
-seeing = pipeline("image-text-to-text", model=repository, **settings)
 reading = pipeline("text-generation", model=repository, **settings)
+read = reading([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]
+if len(sys.argv) > 3:
+    deeper = reading([{"role": "user", "content": "Hello"}], num_cycles=9)[0]["generated_text"][-1]
+    print(json.dumps([read, deeper, reading([{"role": "user", "content": "What?"}])[0]["generated_text"][-1]]))
+    sys.exit()
+seeing = pipeline("image-text-to-text", model=repository, **settings)
 
 def ask(image):
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
     return seeing(text=[{"role": "user", "content": content}])[0]["generated_text"][-1]
 
 blank = Image.new("RGB", image.size)
-print(json.dumps([ask(image), ask(blank), reading([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]]))
+print(json.dumps([ask(image), ask(blank), read]))
 """
 
 
-@pytest.mark.parametrize("preset", VISION_PRESETS)
+@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS)
 def test_pipelines_answer(preset, tmp_path):
     export = export_distinct(tmp_path, preset)
     child = subprocess.run(
-        [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png"],
+        [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png", *(["text"] * (preset in TEXT_PRESETS))],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distinct_export import VISION_PRESETS, export_distinct
+from distinct_export import TEXT_PRESETS, VISION_PRESETS, export_distinct
 
 ROOT = Path(__file__).parents[1]
 # What transformers 5.16.1 needs that the newest does not: another hub client, and httpx.
@@ -27,7 +27,7 @@ def answers(export: Path, *overlay: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", VISION_PRESETS)
+@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS)
 def test_oldest_and_newest_transformers_agree(preset, tmp_path):
     overlay = ROOT / ".venv-oldest"
     if not (overlay / "transformers").is_dir():

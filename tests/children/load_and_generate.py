@@ -23,19 +23,28 @@ if len(sys.argv) > 3:
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
-from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 repository, image = sys.argv[1], Image.open(sys.argv[2]).convert("RGB")
-processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True).eval()
-block = {"type": "image", "image": image}
+sees = "AutoProcessor" in AutoConfig.from_pretrained(repository, trust_remote_code=True).auto_map
+processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(repository, trust_remote_code=True)
+auto_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+model = auto_class.from_pretrained(repository, trust_remote_code=True).eval()
+block = [{"type": "image", "image": image}] if sees else []
 messages = [
-    [{"role": "user", "content": [block, {"type": "text", "text": "What is it?"}]}],
+    [{"role": "user", "content": [*block, {"type": "text", "text": "What is it?"}]}],
     [{"role": "user", "content": "A question of text alone, longer than the other one is."}],
-    [{"role": "user", "content": [block, block, {"type": "text", "text": "The same?"}]}],
+    [{"role": "user", "content": [*block, *block, {"type": "text", "text": "The same?"}]}],
 ]
-prompts = [processor.apply_chat_template(one, add_generation_prompt=True) for one in messages]
-inputs = processor(text=prompts, images=[image] * 3, padding=True, padding_side="left", return_tensors="pt")
+prompts = [processor.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in messages]
+images = {"images": [image] * 3} if sees else {}
+inputs = processor(text=prompts, **images, padding=True, padding_side="left", return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits[:, -1]
     greedy = model.generate(**inputs, max_new_tokens=10, do_sample=False)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_grafts.configuration import PRESETS, preset_config
+from qwen_grafts.modeling import RecursiveQwenForCausalLM
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -16,7 +18,32 @@ def test_presets(name: str, tmp_path: Path) -> None:
         key: value for key, value in config.to_diff_dict().items() if key == "auto_map"
     }
     assert config is not preset_config(name)
-    assert config.text_config.head_dim in (32, 64, 128)
+    assert config.get_text_config().head_dim in (32, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "stock_count", "core"),
+    [
+        ("recursive-tiny", 656_768, [1, 3]),
+        ("recursive-0.6b", 596_049_920, [7, 21]),
+        ("recursive-1.7b", 1_720_574_976, [7, 21]),
+        ("recursive-4b", 4_022_468_096, [9, 27]),
+    ],
+)
+def test_a_recursive_preset_is_the_published_model_and_little_more(name: str, stock_count: int, core: list) -> None:
+    config = preset_config(name)
+    shared = {key: value for key, value in config.to_dict().items() if hasattr(Qwen3Config(), key)}
+    with torch.device("meta"):
+        model, stock = RecursiveQwenForCausalLM(config), Qwen3ForCausalLM(Qwen3Config(**shared))
+    assert stock.num_parameters() == stock_count
+    assert model.num_parameters() == stock_count + 6 * config.hidden_size + config.hidden_size + 1
+    assert (config.core_range, config.H_cycles, config.L_cycles) == (core, 3, 3)
+    layers = config.num_hidden_layers
+    assert config.layer_evaluations() == config.cache_slots() == layers + 11 * (core[1] - core[0])
+    config.kv_sharing = "last"
+    assert config.cache_slots() == layers
+    parts = [config.layer_part(index) for index in range(layers)]
+    assert parts == ["prelude"] * core[0] + ["core"] * (core[1] - core[0]) + ["coda"] * (layers - core[1])
 
 
 def test_unknown_preset() -> None:

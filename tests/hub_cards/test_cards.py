@@ -99,6 +99,40 @@ def test_both_modes_of_thinking_are_shown_and_run(preset: str, tmp_path: Path, m
     assert "enable_thinking" not in str(config_only)
 
 
+def test_a_recursive_model_says_how_deep_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its second snippet, which goes on from the clean room's, runs at two depths."""
+    export = export_distinct(tmp_path, "recursive-tiny")
+    card = (export / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(card).data.pipeline_tag == "text-generation"
+    assert "3 cycles of 3 low steps and a high one: 26 layer evaluations, where the stock model makes 4" in card
+    assert "26 layers' worth of keys and values a token, where the stock model keeps 4" in card
+    assert "While the update gates are closed" in card and "Every token takes all cycles" in card
+    assert "| `prelude` | 147,776 | - |" in card and "| `core` | 295,552 | - |" in card and "| `q_head` | 129 |" in card
+    assert not any(word in card for word in ("image", "picture", "PIL", "AutoProcessor", "enable_thinking"))
+    first, second = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    own = first.replace(card_snippet(export / "README.md")[1], str(export))
+    names: dict[str, Any] = {}
+    exec(compile(own + second.replace("=32", "=4"), "the card", "exec"), names)
+    read = names["inputs"]["input_ids"].shape[1] + len(names["output"].sequences[0]) - 1
+    assert names["num_cycles"] == 6
+    assert names["output"].past_key_values.cycles_used.shape[1] == read - names["inputs"]["input_ids"].shape[1]
+
+
+def test_what_a_recursive_card_depends_on() -> None:
+    config = preset_config("recursive-tiny")
+    config.halt_threshold, config.kv_sharing = 0.9, "last"
+    bases = {"language": {"repo_id": "Qwen/Qwen3-0.6B", "revision": "abc"}}
+    text = str(build_card(config, repo_id="owner/deep", base_models=bases))
+    assert "surer than 0.9, 3 cycles in a row" in text and "`kv_sharing: last`, an approximation" in text
+    assert "4 layers' worth of keys and values" in text
+    assert "this is its source at any depth where all layers were kept" in text
+    config.update_gate_init = 1.0
+    assert "The update gates start open" in str(build_card(config, repo_id="owner/deep", base_models=bases))
+    config_only = str(build_card(config, repo_id="owner/deep", config_only=True, random_weights=True))
+    assert "tokenizer = AutoTokenizer.from_pretrained" in config_only and "the code and the tokenizer" in config_only
+
+
 def test_the_state_of_the_weights_is_told_plainly() -> None:
     config = preset_config("perceiver-vlm-tiny")
     random = str(build_card(config, repo_id="owner/graft", random_weights=True))
@@ -156,6 +190,8 @@ def test_adapter_card() -> None:
     text = str(card)
     assert "at revision `abc123`" in text and "AutoPeftModelForCausalLM" in text
     assert r"`language_model.*(q\|v)_proj`" in text and "| `r` | `8` |" in text
+    of_text = str(build_adapter_card(adapter, repo_id="owner/adapter", pipeline_tag="text-generation"))
+    assert "tokenizer = AutoTokenizer.from_pretrained(base_id" in of_text and "AutoProcessor" not in of_text
     adapter.base_model_name_or_path = "/data/base"
     with pytest.raises(ValueError, match="names a Hub repository"):
         build_adapter_card(adapter, repo_id="owner/adapter")

@@ -42,7 +42,11 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("preset", "part", "parameters"),
-    [("perceiver-vlm-tiny", "connector", 158_528), ("vision-bridge-tiny", "adapter", 24_704)],
+    [
+        ("perceiver-vlm-tiny", "connector", 158_528),
+        ("vision-bridge-tiny", "adapter", 24_704),
+        ("recursive-tiny", "core", 295_552),
+    ],
 )
 def test_a_tiny_export_passes(preset: str, part: str, parameters: int, tmp_path: Path) -> None:
     report = verify(export_preset(preset, tmp_path / "tiny"))
@@ -58,8 +62,10 @@ def test_a_tiny_export_passes(preset: str, part: str, parameters: int, tmp_path:
         "generation",
         "snippet",
     ]
-    for auto in ("AutoModel ", "AutoModelForCausalLM", "AutoModelForImageTextToText"):
+    sees = preset != "recursive-tiny"
+    for auto in ("AutoModel ", "AutoModelForCausalLM", "AutoProcessor" if sees else "AutoTokenizer"):
         assert auto in checks["classes"]
+    assert ("AutoModelForImageTextToText" in checks["classes"]) == sees
     assert report.parameters[part] == parameters
     assert "fit to publish" in str(report)
 
@@ -72,6 +78,7 @@ def test_a_tiny_export_passes(preset: str, part: str, parameters: int, tmp_path:
             "vision-bridge-4b",
             {"vision_tower": 676_550_144, "adapter": 9_177_600, "language_model": 4_022_468_096, "lm_head": 0},
         ),
+        ("recursive-4b", {"recurrence": 15_360, "q_head": 2_561, "norm": 2_560, "lm_head": 0}),
     ],
 )
 def test_a_configuration_only_export_builds_at_full_size(
@@ -86,7 +93,7 @@ def test_a_configuration_only_export_builds_at_full_size(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["perceiver-vlm-tiny", "vision-bridge-tiny"])
+@pytest.mark.parametrize("preset", ["perceiver-vlm-tiny", "vision-bridge-tiny", "recursive-tiny"])
 def test_three_rounds_of_remote_loading_and_saving(preset: str, tmp_path: Path) -> None:
     tiny = export_preset(preset, tmp_path / "tiny")
     command = [sys.executable, "-c", ROUNDS, str(tiny), str(tmp_path)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoProcessor, AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from qwen_grafts import Qwen3PerceiverProcessor, Qwen3PerceiverVLM
@@ -20,6 +21,7 @@ from qwen_grafts.configuration import GRAFTS
 from qwen_grafts.configuration.code_files import code_set
 from qwen_grafts.hub_cards import export_preset, export_repository, verify
 from qwen_grafts.hub_cards.clean_room_child import check_batch, logits_of
+from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
 
 GRAFT = GRAFTS["qwen3_perceiver"]
 CODE = set(code_set(GRAFT))
@@ -52,6 +54,22 @@ def test_a_preset_is_a_whole_repository(tiny: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(generation["eos_token_id"]) == ["<|im_end|>", "<|endoftext|>"]
     assert generation["pad_token_id"] == tokenizer.pad_token_id
     assert (tiny / "model.safetensors").stat().st_mode & 0o777 == (tiny / "config.json").stat().st_mode & 0o777
+
+
+def test_a_preset_of_text_has_a_tokenizer_in_place_of_a_processor(tiny: Path, tmp_path: Path) -> None:
+    out = export_preset("recursive-tiny", tmp_path / "out")
+    code = set(code_set(GRAFTS["recursive_qwen"]))
+    assert names(out) == code | OTHER_FILES - {"processor_config.json"} | {"model.safetensors"}
+    assert "modeling_recursive_qwen.py" in code and not {"vision_language.py", "soft_tokens.py"} & code
+    assert json.loads((out / "config.json").read_text())["auto_map"] == GRAFTS["recursive_qwen"].auto_map
+    for auto_class in (AutoTokenizer, AutoProcessor):
+        tokenizer = auto_class.from_pretrained(out)
+        assert tokenizer.chat_template == load_chat_template() and tokenizer.pad_token_id == 486
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert tokenizer.convert_ids_to_tokens(generation["eos_token_id"]) == ["<|im_end|>", "<|endoftext|>"]
+    build_qwen_tokenizer(300).save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match=r"The tokenizer does not fit.*'pad_token_id': 300.*'pad_token_id': 486"):
+        export_preset("recursive-tiny", tmp_path / "other", tokenizer=tmp_path / "small")
 
 
 def test_a_seed_gives_the_same_weights_and_leaves_the_generator_alone(tiny: Path, tmp_path: Path) -> None:

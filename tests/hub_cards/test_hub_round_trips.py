@@ -14,7 +14,7 @@ from loopback_hub import LoopbackHub, environment
 TOKEN = "hf_loopback"
 
 # What differs between the grafts; every script below starts with one of these.
-GRAFTS = {
+VISION_GRAFTS = {
     "perceiver": """
 PRESET, PART, BACKBONE = "perceiver-vlm-tiny", "connector", "Qwen3PerceiverModel"
 
@@ -56,6 +56,16 @@ def inputs(config, rows):
     ids[:, 5:11] = config.image_token_id
     pixels = torch.randn(rows * 24, 384, generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 6]] * rows)}
+""",
+}
+
+GRAFTS = VISION_GRAFTS | {
+    "recursive": """
+PRESET, PART, BACKBONE = "recursive-tiny", "recurrence", "RecursiveQwenModel"
+
+def inputs(config, rows):
+    import torch
+    return {"input_ids": torch.arange(40)[None].repeat(rows, 1)}
 """,
 }
 
@@ -151,7 +161,7 @@ torch.manual_seed(1)
 model = get_peft_model(
     AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True),
     LoraConfig(
-        target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=[PART], task_type="CAUSAL_LM"
+        target_modules=r".*(language_model|layers).*(q_proj|v_proj)", modules_to_save=[PART], task_type="CAUSAL_LM"
     ),
 )
 for name, parameter in model.named_parameters():
@@ -246,7 +256,7 @@ def run(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
+@pytest.mark.parametrize("graft", VISION_GRAFTS.values(), ids=VISION_GRAFTS)
 def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(
     graft: str, hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -269,6 +279,7 @@ def test_adapter_names_its_base_and_loads_by_name(graft: str, hub: LoopbackHub, 
     message = run(graft + ADAPTER, hub, tmp_path)
     assert "base_model_name_or_path" in message
     card = hub.read("tester/adapter", "README.md").decode()
+    assert f"pipeline_tag: {'text-generation' if graft == GRAFTS['recursive'] else 'image-text-to-text'}" in card
     assert "base_model:\n- tester/base" in card
     assert "base_model_relation: adapter" in card
     run(graft + LOAD_ADAPTER, hub, tmp_path, home="stranger")
@@ -279,13 +290,22 @@ def test_adapter_names_its_base_and_loads_by_name(graft: str, hub: LoopbackHub, 
 def test_push_to_hub_carries_code_whoever_calls_it(graft: str, hub: LoopbackHub, tmp_path: Path) -> None:
     run(graft + PUSH_PLAIN, hub, tmp_path)
     run(PUSH_AGAIN, hub, tmp_path, home="stranger")
-    run(graft + TRAIN_AND_PUSH, hub, tmp_path)
-    for repository in ("plain", "round0", "round1", "round2", "trained"):
+    pushed, sees = ["plain", "round0", "round1", "round2"], graft != GRAFTS["recursive"]
+    if sees:
+        run(graft + TRAIN_AND_PUSH, hub, tmp_path)
+        pushed.append("trained")
+        code = {"vision_language.py", "vision_language_processing.py", "soft_tokens.py"}
+    else:
+        code = {"recursive_cache.py", "loop_lora.py", "checkpoint_tensors.py"}
+    for repository in pushed:
         files = hub.files(f"tester/{repository}")
-        assert {"vision_language.py", "vision_language_processing.py", "soft_tokens.py"} <= set(files)
-        assert sum(name.startswith(("modeling_qwen3_", "processing_qwen3_")) for name in files) == 2
-        for name in ("config.json", "processor_config.json"):  # "owner/name--module" would lean on another repository
+        assert code <= set(files)
+        assert sum(name.startswith(("modeling_", "processing_")) for name in files) == 1 + sees
+        # "owner/name--module" would lean on another repository
+        for name in ("config.json", *(["processor_config.json"] if sees else ["tokenizer_config.json"])):
             assert "--" not in hub.read(f"tester/{repository}", name).decode(), f"{repository}/{name}"
+    if not sees:
+        return
     card = hub.read("tester/trained", "README.md").decode()
     assert "license: apache-2.0" in card
     assert "trust_remote_code=True" in card

@@ -377,6 +377,7 @@ def test_user_caches(model: PreTrainedModel) -> None:
         ({"L_cycles": 0}, "`L_cycles` is 0"),
         ({"halt_threshold": 0.0}, "more than 0 and at most 1"),
         ({"halt_threshold": 1.2}, "`halt_threshold` is 1.2"),
+        ({"gradient_cycles": 0}, "`gradient_cycles` is 0"),
         ({"num_cycles": 3, "supervised_cycles": [1, 4]}, r"asks for \[4\]; this call makes cycles 1 to 3"),
     ],
 )
@@ -384,7 +385,7 @@ def test_bad_depths_are_refused(model: PreTrainedModel, options: dict[str, Any],
     ids = torch.randint(2, 160, (1, 9), generator=generator(2))
     with pytest.raises(ValueError, match=message):
         model(ids, **options)
-    if "supervised_cycles" not in options:
+    if not {"supervised_cycles", "gradient_cycles"} & options.keys():
         with pytest.raises(ValueError, match=message):
             model.generate(ids, max_new_tokens=2, **options)
 
@@ -450,6 +451,20 @@ def test_halting_head_reads_the_direction_of_a_state(model: PreTrainedModel) -> 
         assert_close(head(states), head(40 * states), 1e-5)
         expected = states / states.pow(2).mean(-1, keepdim=True).sqrt() @ head.weight[0] + head.bias
         assert_close(head(states), expected, 1e-5)
+
+
+def test_confidence_is_the_halting_heads(model: PreTrainedModel) -> None:
+    """At the last cycle, in left-padded batches as alone."""
+    ids = torch.randint(2, 160, (2, 9), generator=generator(1))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    with torch.no_grad():
+        sure = model.confidence(ids, mask, num_cycles=2)
+        halting = model(ids[:1], num_cycles=2, halt_threshold=0.999)
+    assert sure.shape == (2, 9)
+    assert_close(sure[:1], halting.halt_logits[..., -1].sigmoid(), 1e-5)
+    assert_close(sure[1, 3:], model.confidence(ids[1:, 3:], num_cycles=2)[0], 1e-4)
+    assert (model.confidence(ids) - model.confidence(ids, num_cycles=1)).abs().max() > 1e-3
 
 
 def test_new_models_never_halt() -> None:

@@ -19,10 +19,13 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from transformers import AutoModelForCausalLM
 
+from qwen_grafts.configuration import preset_config
 from qwen_grafts.hub_cards import export_folder, finish_run, verify
 from qwen_grafts.recipes.graft_sft import main, parse
+from qwen_grafts.recipes.recursive_trainer import check_recursion
 from qwen_grafts.recipes.resume import last_complete_checkpoint
 from qwen_grafts.recipes.trained_parts import parse_learning_rates
+from qwen_grafts.recipes.training_data import SOURCES
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
 LORA = {"use_peft": True, "lora_target_modules": r".*language_model.*\.(q_proj|v_proj)"}
@@ -246,6 +249,9 @@ def test_recipe_says_what_it_needs_and_parses(recipe):
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if recipe.parent.name != "accelerate":
         graft_args, training_args, model_args = parse(["--config", str(recipe), "--use_cpu", "true"])
-        assert (training_args.max_length is None) == (graft_args.query_data is None)  # a filter there, a cut elsewhere
+        cut = graft_args.query_data or graft_args.text_data  # there a filter or a split, elsewhere a cut
+        assert (training_args.max_length is None) == (cut is None)
         assert model_args.model_name_or_path == values["model_name_or_path"]
-        assert sum(source is not None for source in (graft_args.task, graft_args.data_file, graft_args.query_data)) == 1
+        assert sum(getattr(graft_args, source) is not None for source in SOURCES) == 1
+        if recipe.parent.name == "recursive_qwen":
+            check_recursion(graft_args, preset_config("recursive-tiny" if recipe.stem == "tiny" else "recursive-0.6b"))

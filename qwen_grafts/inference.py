@@ -1,0 +1,243 @@
+"""`qwen-grafts inference`: a recursive model's answer as it is written, each token coloured by how long it took.
+
+The depth of a token is that of the pass that chose it: the cycles that the position before it took, the last one of the
+prompt for the first token. The last token is never read, so it has no other depth.
+
+    from qwen_grafts.inference import infer, load
+
+    model, tokenizer = load("outputs/recursive-0.6b")
+    answer = infer(model, tokenizer, "Why is the sky blue?", num_cycles=6, halt_threshold=0.9)
+    print(answer.text, [(token.text, token.cycles) for token in answer.tokens])
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from .modeling import RecursiveCache, RecursiveQwenForCausalLM
+
+# Shallow to deep, in colours that every terminal has.
+COLOURS = ("blue", "cyan", "green", "yellow", "red")
+
+
+@dataclass(frozen=True)
+class ChosenToken:
+    """A token and what it took to choose it.
+
+    Attributes:
+        id: in the vocabulary.
+        text: what it adds; empty for a special token, and while a character is not whole: it comes with its last byte.
+        cycles: of the position before it.
+    """
+
+    id: int
+    text: str
+    cycles: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated, the stop token included.
+
+    Attributes:
+        tokens: in order.
+        num_cycles: the most that a token could take.
+        adaptive: whether tokens could halt earlier.
+        layer_evaluations: that choosing the tokens took.
+        fixed_layer_evaluations: that it would have taken had none halted.
+    """
+
+    tokens: list[ChosenToken]
+    num_cycles: int
+    adaptive: bool
+    layer_evaluations: int
+    fixed_layer_evaluations: int
+
+    @property
+    def text(self) -> str:
+        """The answer without special tokens."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def mean_cycles(self) -> float:
+        """Of the tokens."""
+        return sum(token.cycles for token in self.tokens) / len(self.tokens)
+
+
+class DepthStreamer(BaseStreamer):
+    """Collects the tokens that `generate` writes, one row of them, each with the depth at which it was chosen.
+
+    Args:
+        tokenizer: of the model.
+        cache: the one that `generate` is given.
+        num_cycles: depth of tokens that cannot halt.
+        on_token: called with each token, and once more with the last if it left a character unfinished.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: RecursiveCache,
+        num_cycles: int,
+        on_token: Callable[[ChosenToken], None],
+    ) -> None:
+        self.tokenizer, self.cache, self.num_cycles, self.on_token = tokenizer, cache, num_cycles, on_token
+        self.tokens: list[ChosenToken] = []
+        self.waiting: list[int] = []
+        self.prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt at first, then a token a call."""
+        if self.prompt_is_next:
+            self.prompt_is_next = False
+            return
+        used = self.cache.cycles_used
+        cycles = self.num_cycles if used is None else int(used[0, -1])
+        for token in value.flatten().tolist():
+            self.waiting.append(token)
+            text = self._decode()
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                text = ""  # some bytes of a character are still to come
+            else:
+                self.waiting = []
+            self._take(ChosenToken(token, text, cycles))
+
+    def end(self) -> None:
+        """What is left of a character that never became whole belongs to the last token."""
+        if self.waiting and self.tokens:
+            last = self.tokens.pop()
+            self._take(ChosenToken(last.id, self._decode(), last.cycles))
+
+    def _decode(self) -> str:
+        return self.tokenizer.decode(self.waiting, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _take(self, token: ChosenToken) -> None:
+        self.tokens.append(token)
+        self.on_token(token)
+
+
+def load(repository: str) -> tuple[RecursiveQwenForCausalLM, PreTrainedTokenizerBase]:
+    """A recursive model and its tokenizer, on a GPU if there is one.
+
+    Args:
+        repository: id or folder.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    config = AutoConfig.from_pretrained(repository, trust_remote_code=True)
+    if config.model_type != RecursiveQwenForCausalLM.config_class.model_type:
+        raise ValueError(
+            f"{repository!r} holds a {config.model_type!r} model, whose tokens all take the same depth. Make a "
+            "recursive one of a Qwen with `qwen-grafts graft recursive`; vision grafts answer to `qwen-grafts ask`."
+        )
+    model = RecursiveQwenForCausalLM.from_pretrained(repository, dtype="auto")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(repository)
+
+
+def infer(
+    model: RecursiveQwenForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = 256,
+    num_cycles: int | None = None,
+    L_cycles: int | None = None,
+    halt_threshold: float | None = None,
+    temperature: float = 0.0,
+    raw: bool = False,
+    on_token: Callable[[ChosenToken], None] = lambda token: None,
+) -> Answer:
+    """Generate, and say of each token how deep it was thought about.
+
+    Args:
+        prompt: a user's turn; with `raw`, or without a chat template, a text to go on with.
+        max_new_tokens: most tokens.
+        num_cycles, L_cycles, halt_threshold: depth, in place of the generation configuration's or the configuration's.
+        temperature: of sampling; 0 takes the likeliest token.
+        on_token: called with each token as soon as it is chosen; see `DepthStreamer`.
+
+    Raises:
+        ValueError: an empty prompt, a depth or threshold out of range, or a negative temperature.
+    """
+    depth = {"num_cycles": num_cycles, "L_cycles": L_cycles, "halt_threshold": halt_threshold}
+    given = {name: value for name, value in depth.items() if value is not None}
+    settled = {name: getattr(model.generation_config, name, None) or getattr(model.config, name) for name in depth}
+    settled |= given
+    if not raw and tokenizer.chat_template:
+        turn = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    if inputs["input_ids"].shape[1] == 0:
+        raise ValueError("The prompt is empty; a text to go on with has at least one token.")
+    cache = RecursiveCache()
+    streamer = DepthStreamer(tokenizer, cache, settled["num_cycles"], on_token)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    model.generate(
+        **inputs, **given, **sampling, max_new_tokens=max_new_tokens, past_key_values=cache, streamer=streamer
+    )
+    evaluations = [
+        _layer_evaluations(model.config, token.cycles, settled["num_cycles"], settled["L_cycles"])
+        for token in streamer.tokens
+    ]
+    most = model.config.layer_evaluations(settled["num_cycles"], settled["L_cycles"])
+    return Answer(
+        tokens=streamer.tokens,
+        num_cycles=settled["num_cycles"],
+        adaptive=cache.cycles_used is not None,
+        layer_evaluations=sum(evaluations),
+        fixed_layer_evaluations=most * len(evaluations),
+    )
+
+
+def _layer_evaluations(config: Any, cycles: int, num_cycles: int, L_cycles: int) -> int:
+    """Layers that a token passed which halted after some of its cycles."""
+    runs = cycles * config.core_runs(num_cycles, L_cycles) // num_cycles
+    return config.num_hidden_layers + (runs - 1) * config.L_layers
+
+
+def colour(cycles: int, num_cycles: int) -> str:
+    """The colour of a depth, from `COLOURS`."""
+    return COLOURS[round((cycles - 1) / max(1, num_cycles - 1) * (len(COLOURS) - 1))]
+
+
+def show_legend(answer: Answer, console: Console) -> None:
+    """Print which colour is which depth, and what halting saved."""
+    counts = sorted(Counter(token.cycles for token in answer.tokens).items())
+    shares = [Text(f"{cycles}: {count:,}", style=colour(cycles, answer.num_cycles)) for cycles, count in counts]
+    console.print(Text("Tokens by cycles  ").append_text(Text(", ").join(shares)), soft_wrap=True)
+    evaluations, fixed = answer.layer_evaluations, answer.fixed_layer_evaluations
+    cost = f"{evaluations:,} layer evaluations, all tokens at fixed depth"
+    if answer.adaptive:
+        cost = f"{evaluations:,} layer evaluations, {1 - evaluations / fixed:.0%} fewer than {fixed:,} at fixed depth"
+    mean = f"mean cycles {answer.mean_cycles:.2f} of {answer.num_cycles}"
+    console.print(f"{mean}; {cost}.", highlight=False, soft_wrap=True)
+
+
+def inference(repository: str, prompt: str, *, console: Console, **options: Any) -> Answer:
+    """Load, answer, print; returns the answer.
+
+    Args:
+        repository: id or folder of a recursive model.
+        prompt: see `infer`, also for `options`.
+
+    Raises:
+        ValueError: another kind of model, or what `infer` refuses.
+    """
+    model, tokenizer = load(repository)
+    most = options.get("num_cycles") or getattr(model.generation_config, "num_cycles", None) or model.config.H_cycles
+
+    def show(token: ChosenToken) -> None:
+        console.print(Text(token.text, style=colour(token.cycles, most)), end="", soft_wrap=True)
+
+    answer = infer(model, tokenizer, prompt, on_token=show, **options)
+    console.print("\n")
+    show_legend(answer, console)
+    return answer

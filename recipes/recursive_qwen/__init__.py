@@ -1,0 +1,1 @@
+"""The recursive Qwen's runs, one YAML each."""
