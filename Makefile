@@ -7,7 +7,7 @@ SERVE := .venv-serve
 PARALLEL := --numprocesses logical --maxprocesses 4
 SERVE_STAMP := $(SERVE)/.installed
 
-.PHONY: demo demo-vision-bridge demo-qwen3-vl-sft test test-slow style bench serve-check clean
+.PHONY: demo demo-vision-bridge demo-qwen3-vl-sft demo-recursive test test-slow style bench serve-check clean
 
 demo: $(STAMP)
 	$(BIN)/qwen-grafts demo
@@ -17,6 +17,9 @@ demo-vision-bridge: $(STAMP)
 
 demo-qwen3-vl-sft: $(STAMP)
 	$(BIN)/qwen-grafts demo qwen3-vl-sft
+
+demo-recursive: $(STAMP)
+	$(BIN)/qwen-grafts demo recursive
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -33,6 +36,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/surgery_against_whole_models.py
 	$(BIN)/python benchmarks/packed_against_padded.py
 	$(BIN)/python benchmarks/sft_against_trl.py
+	$(BIN)/python benchmarks/recursive_against_peers.py
+	$(BIN)/python benchmarks/recursive_conversion.py
+	$(BIN)/python benchmarks/recursive_depth.py
+	test -f demo/recursive/published/model.safetensors || $(BIN)/qwen-grafts demo recursive
+	$(BIN)/python benchmarks/recursive_halting.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve

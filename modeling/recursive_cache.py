@@ -7,7 +7,7 @@ core, so a token attends to earlier tokens at the same run. Slots of N layers, t
     N + (run-1) K + j-first  layer j of the K in the core, at run 1, 2, …
 
 Any cache of transformers works that has that many slots or makes them when they are asked for. The layers of the model
-are stock; what they are given in place of the cache is a `CoreRun`, which knows the run.
+are stock; what they are given in place of the cache, a `SlotsOfRun` or a `CoreRun`, knows the run.
 
 Shapes: B batch, H key-value heads, S tokens of this call, T tokens before it, C width of a head.
 """
@@ -135,9 +135,11 @@ class CoreCache:
                 f"{self.runs}. Go on with the same `num_cycles` and `L_cycles`, or start with a new cache."
             )
 
-    def run(self, run: int, halted_BS: torch.Tensor | None = None) -> "CoreRun | None":
+    def run(self, run: int, halted_BS: torch.Tensor | None = None) -> "CoreRun | SlotsOfRun | None":
         """What the core's layers get as their cache at a run; None if they need none."""
-        return None if self.cache is None and not self.hold else CoreRun(self, run, halted_BS)
+        if self.hold or (self.cache is not None and self.sharing != "none"):
+            return CoreRun(self, run, halted_BS)
+        return None if self.cache is None else SlotsOfRun(self.cache, self.slot(run, self.first) - self.first)
 
     def update(
         self, run: int, layer_idx: int, keys: torch.Tensor, values: torch.Tensor, halted_BS: torch.Tensor | None
@@ -187,8 +189,21 @@ class CoreCache:
             self.shared[layer_idx] = means[0], means[1]
 
 
+class SlotsOfRun:
+    """The cache as the core's layers see it at one run, where nothing but their slots differs."""
+
+    def __init__(self, cache: Cache, offset: int) -> None:
+        self.cache, self.offset = cache, offset
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> KeysAndValues:
+        """As `Cache.update`, of the slot of this run."""
+        return self.cache.update(key_states, value_states, layer_idx + self.offset, *args, **kwargs)
+
+
 class CoreRun:
-    """The cache as the core's layers see it at one run. It is bound to the call and holds nothing itself."""
+    """The cache as the core's layers see it at one run, where tokens halt or runs share their keys and values."""
 
     def __init__(self, core_cache: CoreCache, run: int, halted_BS: torch.Tensor | None) -> None:
         self.core_cache, self.run_index, self.halted_BS = core_cache, run, halted_BS

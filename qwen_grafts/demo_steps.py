@@ -121,13 +121,27 @@ def ask_clean(published: Path, requests: list[dict[str, Any]]) -> list[dict[str,
     Raises:
         RuntimeError: the process failed; its last lines are in the message.
     """
-    script = files(__package__).joinpath("clean_ask.py")
+    asked = [request | {"image": str(request["image"].resolve())} for request in requests]
+    return run_clean("clean_ask.py", published, asked)
+
+
+def run_clean(script: str, published: Path, requests: Any) -> Any:
+    """What a script of this package makes of a published repository in a new isolated process with empty caches.
+
+    Args:
+        script: file name; it is called with the repository and the JSON files of requests and answers.
+        requests: what it reads.
+
+    Raises:
+        RuntimeError: the process failed; its last lines are in the message.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         asked, answers = Path(scratch, "requests.json"), Path(scratch, "answers.json")
-        asked.write_text(json.dumps([request | {"image": str(request["image"].resolve())} for request in requests]))
+        asked.write_text(json.dumps(requests), encoding="utf-8")
         environment = os.environ | {"HF_HOME": scratch, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        path = str(files(__package__).joinpath(script))
         child = subprocess.run(
-            [sys.executable, "-I", str(script), str(published.resolve()), str(asked), str(answers)],
+            [sys.executable, "-I", path, str(published.resolve()), str(asked), str(answers)],
             env=environment,
             capture_output=True,
             text=True,

@@ -1,17 +1,17 @@
 """A demo's one page: accuracy against controls, loss curve, confusion matrices, images with answers, model card.
 
-Self-contained HTML: every picture is inlined, nothing is fetched.
+Self-contained HTML: every picture is inlined, nothing is fetched. The demo of depth has its own content on this page
+(`depth_report.py`).
 """
 
 import base64
 from collections.abc import Sequence
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -47,23 +47,37 @@ def write_report(
         card: the model card's Markdown with its YAML header.
         seconds: wall-clock time of the whole demo.
     """
-    template = Environment(autoescape=True).from_string(
-        files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
-    header, _, body = card.removeprefix("---\n").partition("\n---\n")
-    html = template.render(
+    return write_page(
+        path,
+        "report.html.jinja",
         headline=headline,
         subject=subject,
         trained_part=trained_part,
         results=results,
         metadata=metadata,
         minutes=seconds / 60,
-        loss_curve=_figure(_loss_curve(metadata)),
-        accuracy=_figure(_accuracy(results)),
+        loss_curve=inlined(loss_curve(metadata)),
+        accuracy=inlined(_accuracy(results)),
         confusion={field: _confusion(matrix) for field, matrix in (metadata.get("confusion") or {}).items()},
         samples=[sample | {"picture": _picture(sample["image"])} for sample in samples],
+        card=card,
+    )
+
+
+def write_page(path: Path, template: str, *, card: str, **values: Any) -> Path:
+    """Write a page from a template of this folder, in one step.
+
+    Args:
+        template: file name; it extends `report_page.html.jinja`.
+        card: the model card's Markdown with its YAML header.
+        values: what the template shows.
+    """
+    environment = Environment(loader=PackageLoader(__package__, ""), autoescape=True)
+    header, _, body = card.removeprefix("---\n").partition("\n---\n")
+    html = environment.get_template(template).render(
         card_header=header,
         card=MarkdownIt("commonmark", {"html": False}).enable("table").render(_without_figures(body)),
+        **values,
     )
     partial = path.with_suffix(".html.partial")
     partial.write_text(html, encoding="utf-8")
@@ -71,7 +85,8 @@ def write_report(
     return path
 
 
-def _loss_curve(metadata: dict[str, Any]) -> plt.Figure:
+def loss_curve(metadata: dict[str, Any]) -> plt.Figure:
+    """Of training, and of held-out rows where there are any."""
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
     steps, losses = zip(*metadata["loss_curve"], strict=True)
     axes.plot(steps, losses, color="#2a6fdb", label="training")
@@ -109,7 +124,8 @@ def _confusion(matrix: dict[str, Any]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figure(figure: plt.Figure) -> str:
+def inlined(figure: plt.Figure) -> str:
+    """A figure as PNG in base64; it is closed."""
     figure.axes[0].spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=160, bbox_inches="tight")

@@ -9,11 +9,14 @@ from PIL import Image
 from rich.console import Console
 
 from qwen_grafts import demo_qwen3_vl_sft as sft
+from qwen_grafts import demo_recursive as recursive
 from qwen_grafts.cli import main
 from qwen_grafts.demo import DEMOS, ask
 from qwen_grafts.demo_results import image_results, json_results, results_table
 from qwen_grafts.demo_steps import ask_clean, ask_samples, held_out_samples, show_reply, tiny_tokenizer, train_tiny
-from qwen_grafts.hub_cards import export_preset
+from qwen_grafts.hub_cards import export_preset, export_repository, verify
+from qwen_grafts.recipes.affine_task import affine_model, affine_tokenizer
+from qwen_grafts.recipes.affine_training import train_affine
 from qwen_grafts.recipes.language_pretraining import described, described_for_thinking
 from qwen_grafts.recipes.visual_tasks import MANY_SIZES, visual_task
 from qwen_grafts.report import write_report
@@ -117,7 +120,7 @@ def test_thought_is_dimmed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge, qwen3-vl-sft"),
+        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge, qwen3-vl-sft, recursive"),
         (["vision-bridge", "--thinking"], "only with them"),
         (["--dir", "OUT", "--image", __file__, "--question", "?", "--thinking"], "not taught to think"),
         (
@@ -128,6 +131,7 @@ def test_thought_is_dimmed():
             ["qwen3-vl-sft", "--dir", "OUT", "--image", __file__, "--question", "?"],
             "run `qwen-grafts demo qwen3-vl-sft` first",
         ),
+        (["recursive", "--dir", "OUT", "--image", __file__, "--question", "?"], "reads no images"),
     ],
 )
 def test_errors_name_the_remedy(monkeypatch, capsys, tmp_path, arguments, message):
@@ -197,3 +201,32 @@ def test_sft_demo_in_few_steps_and_once_more(tmp_path, monkeypatch, json_rows):
     assert sum(1 for _ in (tmp_path / "data" / "images").iterdir()) == 120
     reply = ask("qwen3-vl-sft", tmp_path, tmp_path / "samples" / "00.png", "Which digit is it?")
     assert reply.keys() == {"thought", "answer"}
+
+
+def test_published_recursive_model_says_how_long_each_token_thought(tmp_path):
+    """Its head is not tied, and the clean room takes it; halting at once is seen through the published copy."""
+    model = affine_model(seed=0, H_cycles=4)
+    model.model.q_head.bias.data.fill_(5.0)
+    published = export_repository(model, affine_tokenizer(), tmp_path / "published")
+    assert "logits" in dict(verify(published).checks)
+    samples = recursive.think_clean(published, seed=1)
+    assert [len(sample["tokens"]) for sample in samples] == list(recursive.SHOWN_LENGTHS)
+    for sample in samples:
+        assert sample["cycles"] == [3] * len(sample["tokens"])
+        assert {len(row) for row in sample.values()} == {len(sample["tokens"])}
+    assert "cycles" in printed(recursive.cycles_table(samples[0]))
+
+
+@pytest.mark.slow
+def test_recursive_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
+    """Every step on few rows: rows, model, control, curves, card, page; a second run replaces the first."""
+    few = {"steps": 12}
+    monkeypatch.setattr(recursive, "train_affine", lambda *args, **kwargs: train_affine(*args, **kwargs | few))
+    monkeypatch.setattr(recursive, "MEASURED_ROWS", 8)
+    for _ in range(2):
+        page = recursive.run(tmp_path, repo_id=None, seed=0, console=Console(file=io.StringIO())).read_text()
+    assert "<td>trained with 1 cycle</td><td>24</td>" in page
+    assert page.count("<th>cycles</th>") == len(recursive.SHOWN_LENGTHS)
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "length 24, 32 cycles" in card
+    assert "length 16, halting above 0.9" in card

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from base_checkpoints import saved
+from contracts.model_contract import rewrite_weights
 from safetensors.torch import load_file
 from tiny_recursive import SIZES
 from transformers import (
@@ -89,6 +90,16 @@ def test_only_the_needed_shards_are_read(tmp_path: Path) -> None:
     assert RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path), **settings)(IDS).logits.isfinite().all()
     with pytest.raises(ValueError, match="cannot be read"):
         RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path))
+
+
+def test_a_stored_copy_of_a_tied_head_is_left_aside(tmp_path: Path) -> None:
+    """Some tied checkpoints store one; what it holds does not count."""
+    stock = source(tmp_path)
+    rewrite_weights(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.ones(160, 64)}))
+    model = RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, stock(IDS).logits)
 
 
 def test_loop_terms_are_new(tmp_path: Path) -> None:

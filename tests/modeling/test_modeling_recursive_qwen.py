@@ -275,10 +275,15 @@ def test_shallow_draft_gives_the_same_tokens(halting: bool) -> None:
     model = contract.build_model()
     row = contract.row(model)
     draft = model.at_depth(1)
+    asked: dict[bool, set[int | None]] = {True: set(), False: set()}
+    draft.model.register_forward_pre_hook(
+        lambda module, _, kwargs: asked[module is draft.model].add(kwargs["num_cycles"]), with_kwargs=True
+    )
     for options in ({}, {"num_cycles": 4}):
         plain = contract.generate(model, row, max_new_tokens=12, **options)
         assisted = contract.generate(model, row, max_new_tokens=12, assistant_model=draft, **options)
         assert torch.equal(assisted, plain)
+    assert asked == {True: {None}, False: {None, 4}}, "the draft has a depth of its own"
 
 
 def test_causality(model: PreTrainedModel) -> None:
