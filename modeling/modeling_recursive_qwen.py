@@ -39,9 +39,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, check_cycles, check_halting
 from ..configuration.layer_selection import LayerSelection, select_layers
-from .checkpoint_tensors import commit_of, load_part, read_tensors
+from .checkpoint_tensors import commit_of, load_part
 from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
-from .qwen_checkpoint import read_generation_config, read_language_config
+from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
 from .recursive_cache import CoreCache, RecursiveCache
 from .strict_loading import StrictLoadingMixin
@@ -102,11 +102,7 @@ class RecursiveQwenPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Recurrence):
-            for name in ("H_init", "L_init"):
-                nn.init.zeros_(getattr(module, name))
-            for kind, value in (("input", self.config.input_gate_init), ("update", self.config.update_gate_init)):
-                for state in "HL":
-                    nn.init.constant_(getattr(module, f"{kind}_gate_{state}"), value)
+            module.reset_parameters(self.config)
         elif isinstance(module, LoopLinear):
             module.reset_loop_parameters()
         elif isinstance(module, HaltingHead):
@@ -352,11 +348,8 @@ class RecursiveQwenForCausalLM(RecursiveQwenPreTrainedModel, GenerationMixin):
             values.pop(name, None)
         config = cls.config_class(**(values | config_kwargs))
         dropped = set(range(stock.num_hidden_layers)) - set(kept)
-        # Some tied checkpoints store the head all the same: a second copy of the embeddings.
-        leave = [f"model.layers.{layer}." for layer in dropped] + ["lm_head."] * bool(stock.tie_word_embeddings)
-        if isinstance(dtype, str):
-            dtype = None if dtype == "auto" else getattr(torch, dtype)
-        tensors = read_tensors(source, part="language", revision=commit, dtype=dtype, leave=tuple(leave))
+        leave = tuple(f"model.layers.{layer}." for layer in dropped)
+        tensors = read_language_tensors(source, stock, revision=commit, dtype=dtype, leave=leave)
         for new, old in enumerate(kept):
             if new != old:  # layers only move down, onto indices that are free by then
                 for name in [name for name in tensors if name.startswith(f"model.layers.{old}.")]:

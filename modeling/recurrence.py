@@ -22,12 +22,19 @@ class Recurrence(nn.Module):
     def __init__(self, config: RecursiveQwenConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.H_init = nn.Parameter(torch.zeros(width))
-        self.L_init = nn.Parameter(torch.zeros(width))
-        self.input_gate_H = nn.Parameter(torch.full((width,), config.input_gate_init))
-        self.input_gate_L = nn.Parameter(torch.full((width,), config.input_gate_init))
-        self.update_gate_H = nn.Parameter(torch.full((width,), config.update_gate_init))
-        self.update_gate_L = nn.Parameter(torch.full((width,), config.update_gate_init))
+        self.H_init, self.L_init = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.input_gate_H, self.input_gate_L = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.update_gate_H, self.update_gate_L = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.reset_parameters(config)
+
+    def reset_parameters(self, config: RecursiveQwenConfig) -> None:
+        """States that start at nothing, and gates as the configuration says."""
+        for state in (self.H_init, self.L_init):
+            nn.init.zeros_(state)
+        for gate in (self.input_gate_H, self.input_gate_L):
+            nn.init.constant_(gate, config.input_gate_init)
+        for gate in (self.update_gate_H, self.update_gate_L):
+            nn.init.constant_(gate, config.update_gate_init)
 
     def core_input(self, embedded: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         """u of the formula, (B, S, D)."""

@@ -113,8 +113,7 @@ class CoreCache:
                     "does not. Leave `cache_implementation` out."
                 )
             return
-        slots = self.slot(self.runs - 1, self.last - 1) + 1
-        slots = max(slots, self.num_layers)
+        slots = self.num_layers + (self.runs - 1) * (self.last - self.first)
         if self.cache.layer_class_to_replicate is None and len(layers) < slots:
             raise ValueError(
                 f"The cache has {len(layers)} slots and {self.runs} runs of the core need {slots}. Make it for that "

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .checkpoint_tensors import commit_of, load_part, read_tensors
+from .checkpoint_tensors import commit_of, load_part
 from .graft_only_loading import GraftOnlyLoadingMixin
-from .qwen_checkpoint import read_generation_config, read_language_config
+from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .soft_tokens import splice_soft_tokens
 from .strict_loading import StrictLoadingMixin
 
@@ -356,11 +356,7 @@ def load_language_model(name: str, revision: str | None, dtype: str | torch.dtyp
         ValueError: another kind of model, a quantised one, or files or tensors missing or damaged.
     """
     config = read_language_config(name, revision, ("qwen3",))
-    if isinstance(dtype, str):
-        dtype = None if dtype == "auto" else getattr(torch, dtype)
-    # Some tied checkpoints store the head all the same: a second copy of the embeddings.
-    leave = ("lm_head.weight",) if config.tie_word_embeddings else ()
-    tensors = read_tensors(name, part="language", revision=revision, dtype=dtype, leave=leave)
+    tensors = read_language_tensors(name, config, revision=revision, dtype=dtype)
     model = load_part(Qwen3ForCausalLM, config, tensors, part="language", name=name)
     model.generation_config = read_generation_config(name, revision, config)
     return model

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .demo_steps import publish, run_clean
+from .demo_steps import answer_clean, publish
 from .depth_report import write_depth_report
 from .hub_cards import export_folder
 from .recipes.affine_task import affine_model, affine_rows, affine_tokenizer, measure_depth
@@ -126,7 +126,7 @@ def think_clean(published: Path, seed: int) -> list[dict[str, list[Any]]]:
     tokens = [tokenizer.convert_ids_to_tokens(ids[:-1]) for ids in rows["input_ids"]]
     expected = [tokenizer.convert_ids_to_tokens(labels[1:]) for labels in rows["labels"]]
     asked = {"rows": tokens, "num_cycles": DEPTHS[-1], "halt_threshold": SHOWN_THRESHOLD}
-    answers = run_clean("clean_cycles.py", published, asked)
+    answers = answer_clean("values", published, asked)
     return [
         {"tokens": row, "expected": values} | answer
         for row, values, answer in zip(tokens, expected, answers, strict=True)

@@ -122,15 +122,14 @@ def ask_clean(published: Path, requests: list[dict[str, Any]]) -> list[dict[str,
         RuntimeError: the process failed; its last lines are in the message.
     """
     asked = [request | {"image": str(request["image"].resolve())} for request in requests]
-    return run_clean("clean_ask.py", published, asked)
+    return answer_clean("questions", published, asked)
 
 
-def run_clean(script: str, published: Path, requests: Any) -> Any:
-    """What a script of this package makes of a published repository in a new isolated process with empty caches.
+def answer_clean(task: str, published: Path, requests: Any) -> Any:
+    """What a published repository answers, loaded in a new isolated process with empty caches.
 
     Args:
-        script: file name; it is called with the repository and the JSON files of requests and answers.
-        requests: what it reads.
+        task, requests: see `clean_answers.py`.
 
     Raises:
         RuntimeError: the process failed; its last lines are in the message.
@@ -139,9 +138,9 @@ def run_clean(script: str, published: Path, requests: Any) -> Any:
         asked, answers = Path(scratch, "requests.json"), Path(scratch, "answers.json")
         asked.write_text(json.dumps(requests), encoding="utf-8")
         environment = os.environ | {"HF_HOME": scratch, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        path = str(files(__package__).joinpath(script))
+        script = str(files(__package__).joinpath("clean_answers.py"))
         child = subprocess.run(
-            [sys.executable, "-I", path, str(published.resolve()), str(asked), str(answers)],
+            [sys.executable, "-I", script, task, str(published.resolve()), str(asked), str(answers)],
             env=environment,
             capture_output=True,
             text=True,

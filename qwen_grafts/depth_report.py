@@ -1,7 +1,4 @@
-"""The report page of the recursive demo: accuracy against depth, beside its control; the halting curve; cycles a token.
-
-What was measured stands in `training_meta.json` under `depth`, as `recipes.affine_task.measure_depth` gives it.
-"""
+"""The report page of the recursive demo: accuracy against depth, beside its control; halting; the cycles of a token."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ from .recipes.affine_task import CHANCE
 from .report import inlined, loss_curve, write_page
 
 COLOURS = ("#2a6fdb", "#d1495b", "#6f6f6f", "#1b7f3b")
+NAMES = ("tokens", "expected", "values", "cycles")  # of a sample
 
 
 def write_depth_report(
@@ -53,9 +51,6 @@ def write_depth_report(
         samples=[sample | {"steps": list(zip(*(sample[name] for name in NAMES), strict=True))} for sample in samples],
         card=card,
     )
-
-
-NAMES = ("tokens", "expected", "values", "cycles")
 
 
 def depth_figure(curves: Mapping[str, Mapping[str, Any]], trained_length: int) -> plt.Figure:

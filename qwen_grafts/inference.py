@@ -169,8 +169,7 @@ def infer(
     """
     depth = {"num_cycles": num_cycles, "L_cycles": L_cycles, "halt_threshold": halt_threshold}
     given = {name: value for name, value in depth.items() if value is not None}
-    settled = {name: getattr(model.generation_config, name, None) or getattr(model.config, name) for name in depth}
-    settled |= given
+    most_cycles, steps = (_settled(model, name, depth[name]) for name in ("num_cycles", "L_cycles"))
     if not raw and tokenizer.chat_template:
         turn = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
@@ -178,23 +177,27 @@ def infer(
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("The prompt is empty; a text to go on with has at least one token.")
     cache = RecursiveCache()
-    streamer = DepthStreamer(tokenizer, cache, settled["num_cycles"], on_token)
+    streamer = DepthStreamer(tokenizer, cache, most_cycles, on_token)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     model.generate(
         **inputs, **given, **sampling, max_new_tokens=max_new_tokens, past_key_values=cache, streamer=streamer
     )
-    evaluations = [
-        _layer_evaluations(model.config, token.cycles, settled["num_cycles"], settled["L_cycles"])
-        for token in streamer.tokens
-    ]
-    most = model.config.layer_evaluations(settled["num_cycles"], settled["L_cycles"])
+    evaluations = [_layer_evaluations(model.config, token.cycles, most_cycles, steps) for token in streamer.tokens]
+    most = model.config.layer_evaluations(most_cycles, steps)
     return Answer(
         tokens=streamer.tokens,
-        num_cycles=settled["num_cycles"],
+        num_cycles=most_cycles,
         adaptive=cache.cycles_used is not None,
         layer_evaluations=sum(evaluations),
         fixed_layer_evaluations=most * len(evaluations),
     )
+
+
+def _settled(model: RecursiveQwenForCausalLM, name: str, given: int | None) -> int:
+    """A depth as `generate` settles it: that of the call, else the generation configuration's, else the model's."""
+    if given is not None:
+        return given
+    return getattr(model.generation_config, name, None) or getattr(model.config, name)
 
 
 def _layer_evaluations(config: Any, cycles: int, num_cycles: int, L_cycles: int) -> int:
@@ -232,7 +235,7 @@ def inference(repository: str, prompt: str, *, console: Console, **options: Any)
         ValueError: another kind of model, or what `infer` refuses.
     """
     model, tokenizer = load(repository)
-    most = options.get("num_cycles") or getattr(model.generation_config, "num_cycles", None) or model.config.H_cycles
+    most = _settled(model, "num_cycles", options.get("num_cycles"))
 
     def show(token: ChosenToken) -> None:
         console.print(Text(token.text, style=colour(token.cycles, most)), end="", soft_wrap=True)

@@ -281,7 +281,7 @@ class _CheckedStream:
     columns: QueryColumns
     check: RowCheck
     on_bad_row: str
-    refused: "_StreamRefusals" = field(default_factory=lambda: _StreamRefusals())
+    refused: _StreamRefusals = field(default_factory=_StreamRefusals)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         names, index = self.columns, row[_ROW]

@@ -74,10 +74,19 @@ def read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"No rows could be read from {path.name}: it is empty.") from error
+    return wanted_splits(loaded, path.name)
+
+
+def wanted_splits(loaded: Dataset | DatasetDict, shown: str) -> dict[str, Dataset]:
+    """Of a data set, `train`, and `test` or `validation` where it has them; without splits all of it is `train`.
+
+    Raises:
+        ValueError: no split `train`.
+    """
     if not isinstance(loaded, DatasetDict):
         return {"train": loaded}
     if "train" not in loaded:
-        raise ValueError(f"{path.name} has no split `train`; it has {', '.join(loaded)}.")
+        raise ValueError(f"{shown} has no split `train`; it has {', '.join(loaded)}.")
     return {name: rows for name, rows in loaded.items() if name in ("train", *HELD_OUT_SPLITS)}
 
 
@@ -234,4 +243,5 @@ __all__ = [
     "image_root_of",
     "read_splits",
     "read_stream",
+    "wanted_splits",
 ]

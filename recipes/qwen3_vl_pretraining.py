@@ -97,7 +97,7 @@ def pretrain_qwen3_vl(
     text = model.config.get_text_config()
     model.generation_config.update(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
     processor = tiny_qwen3_vl_processor(tokenizer)
-    train_on_images(
+    return train_on_images(
         model,
         processor,
         dataset,
@@ -107,9 +107,6 @@ def pretrain_qwen3_vl(
         learning_rate=learning_rate,
         seed=seed,
     )
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    return model.eval()
 
 
 __all__ = ["pretrain_qwen3_vl", "tiny_qwen3_vl_config", "tiny_qwen3_vl_processor"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, load_from_disk
 
-from .query_sources import HELD_OUT_SPLITS, read_splits
+from .query_sources import HELD_OUT_SPLITS, read_splits, wanted_splits
 
 # Real English that every Python brings along: its language reference, as `help()` prints it.
 BUILT_IN = "pydoc_topics"
@@ -95,8 +95,7 @@ def load_token_rows(
     """
     if not Path(source).is_dir():
         raise ValueError(f"`token_data` is {Path(source).name!r}, which is no folder of a saved data set.")
-    loaded = load_from_disk(source)
-    splits = {"train": loaded} if isinstance(loaded, Dataset) else _kept(loaded, source)
+    splits = wanted_splits(load_from_disk(source), Path(source).name)
     for name, rows in splits.items():
         if missing := [column for column in TOKEN_COLUMNS if column not in rows.column_names]:
             raise ValueError(
@@ -128,12 +127,6 @@ def _read(source: str, config_name: str | None) -> dict[str, Dataset]:
             raise ValueError(f"{path.name} is no UTF-8 text: {error}.") from None
         return {"train": Dataset.from_dict({"text": re.split(r"\n[ \t]*\n\s*", text.strip())})}
     return read_splits(source, config_name)
-
-
-def _kept(loaded: DatasetDict, source: str) -> dict[str, Dataset]:
-    if "train" not in loaded:
-        raise ValueError(f"{Path(source).name} has no split `train`; it has {', '.join(loaded)}.")
-    return {name: rows for name, rows in loaded.items() if name in ("train", *HELD_OUT_SPLITS)}
 
 
 def _split(

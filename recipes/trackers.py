@@ -7,6 +7,7 @@ losses, and with them what the run is: recipe, data, parameters and versions.
 
 import json
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,47 +38,47 @@ def check_trackers(report_to: list[str]) -> None:
         )
 
 
-class RecordedWandb(WandbCallback):
+class _Recorded:
+    """Put before a callback of transformers: it knows the run's record."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__()
+        self.record = record
+
+
+class _RecordedConfig(_Recorded):
+    """The record goes into the configuration of the tracker's run.
+
+    Attributes:
+        tracker: the package, which has the run that is open as its `config`.
+    """
+
+    tracker: str
+
+    def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
+        """Open the run; trackio opens it once more after training, under the same name."""
+        super().setup(args, state, model, **kwargs)
+        if state.is_world_process_zero:
+            import_module(self.tracker).config.update({RECORD: self.record}, allow_val_change=True)
+
+
+class RecordedWandb(_RecordedConfig, WandbCallback):
     """transformers' callback, with the run's record in the configuration of its run."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        super().__init__()
-        self.record = record
-
-    def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
-        """Open the run."""
-        super().setup(args, state, model, **kwargs)
-        if state.is_world_process_zero:
-            import wandb
-
-            wandb.config.update({RECORD: self.record}, allow_val_change=True)
+    tracker = "wandb"
 
 
-class RecordedTrackio(TrackioCallback):
+class RecordedTrackio(_RecordedConfig, TrackioCallback):
     """The same for trackio, which sends the configuration with the first values of a run and never again."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        super().__init__()
-        self.record = record
-
-    def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
-        """Open the run; after training it is opened once more, under the same name."""
-        super().setup(args, state, model, **kwargs)
-        if state.is_world_process_zero:
-            import trackio
-
-            trackio.config.update({RECORD: self.record}, allow_val_change=True)
+    tracker = "trackio"
 
 
-class RecordedTensorBoard(TensorBoardCallback):
+class RecordedTensorBoard(_Recorded, TensorBoardCallback):
     """The same for TensorBoard, as text, in one folder below `output_dir`.
 
     The stock callback opens its files in the working folder if something is logged before training begins.
     """
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        super().__init__()
-        self.record = record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the arguments and the record."""

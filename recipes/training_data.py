@@ -5,7 +5,7 @@ Two are for models of text alone: texts, which TRL tokenizes and packs, and rows
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from .thinking_data import strip_thoughts
 from .vision_sft_collator import Qwen3VisionSFTCollator
 from .visual_tasks import visual_task
 
-SOURCES = ("task", "data_file", "dataset_name", "query_data", "text_data", "token_data")
+IMAGE_SOURCES = ("task", "data_file", "dataset_name", "query_data")
+TEXT_SOURCES = ("text_data", "token_data")
+SOURCES = (*IMAGE_SOURCES, *TEXT_SOURCES)
 
 
 @dataclass
@@ -113,7 +115,7 @@ def load_training_data(
             f"Give exactly one of `{'`, `'.join(SOURCES[:-1])}` and `{SOURCES[-1]}`, got {len(sources)}"
             f"{': ' + ', '.join(sources) if sources else ''}."
         )
-    fitting = ("text_data", "token_data") if isinstance(processor, PreTrainedTokenizerBase) else SOURCES[:4]
+    fitting = TEXT_SOURCES if isinstance(processor, PreTrainedTokenizerBase) else IMAGE_SOURCES
     if processor is not None and sources[0] not in (*fitting, "dataset_name"):
         raise ValueError(
             f"`{sources[0]}` is not for this model; it trains on `{'`, `'.join(fitting)}`"
@@ -154,16 +156,27 @@ def load_training_data(
         name = _shown_name(args.dataset_name)
     if len(train) == 0:
         raise ValueError(f"No rows to train on in {name}; {len(refused)} were refused.")
-    summary = {
-        "name": name,
-        "fingerprint": train._fingerprint,
-        "train_rows": len(train),
-        "eval_rows": len(held_out) if held_out is not None else 0,
-        "refused_rows": dict(Counter(row.reason for row in refused)),
-    }
+    summary = _summary(name, train._fingerprint, train, held_out, Counter(row.reason for row in refused))
     if args.strip_thinking:
         summary["stripped_thoughts"] = stripped_thoughts
     return TrainingData(train, held_out, summary, refused)
+
+
+def _summary(
+    name: str,
+    fingerprint: str,
+    train: Dataset | IterableDataset,
+    held_out: Dataset | None,
+    refused: Mapping[str, int],
+) -> dict[str, Any]:
+    """What the metadata say of any data; the rows of a stream are not counted."""
+    return {
+        "name": name,
+        "fingerprint": fingerprint,
+        "train_rows": len(train) if isinstance(train, Dataset) else None,
+        "eval_rows": len(held_out) if held_out is not None else 0,
+        "refused_rows": dict(refused),
+    }
 
 
 def _shown_name(source: str) -> str:
@@ -178,13 +191,8 @@ def _text_rows(args: DataArguments, seed: int) -> TrainingData:
         data = load_text(source, config_name=args.text_data_config, text_key=args.text_key, **shared)
     else:
         data = load_token_rows(source, **shared)
-    summary = {
-        "name": _shown_name(source),
-        "fingerprint": data.train._fingerprint,
-        "train_rows": len(data.train),
-        "eval_rows": len(data.eval) if data.eval is not None else 0,
-        "refused_rows": {"empty": data.empty} if data.empty else {},
-    }
+    refused = {"empty": data.empty} if data.empty else {}
+    summary = _summary(_shown_name(source), data.train._fingerprint, data.train, data.eval, refused)
     return TrainingData(data.train, data.eval, summary, ())
 
 
@@ -215,15 +223,9 @@ def _query_rows(
         data = load_query_rows(
             args.query_data, max_samples=args.max_samples, eval_ratio=args.eval_ratio, num_proc=num_proc, **shared
         )
-    summary = {
-        "name": _shown_name(args.query_data),
-        "fingerprint": data.fingerprint,
-        "train_rows": None if args.streaming else len(data.train),
-        "eval_rows": len(data.eval) if data.eval is not None else 0,
-        "refused_rows": dict(Counter(row.reason for row in data.refused)),
-        "classes": data.classes,
-    }
-    return TrainingData(data.train, data.eval, summary, data.refused, collator)
+    refused = Counter(row.reason for row in data.refused)
+    summary = _summary(_shown_name(args.query_data), data.fingerprint, data.train, data.eval, refused)
+    return TrainingData(data.train, data.eval, summary | {"classes": data.classes}, data.refused, collator)
 
 
 def read_in_order(training_args: TrainingArguments) -> None:

@@ -54,12 +54,22 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def train_on_images(
-    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, output_dir: Path, **settings: Any
-) -> None:
-    """Train all of a model on rows of images, prompt and completion.
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: Dataset,
+    output_dir: Path,
+    *,
+    max_shard_size: str = "5GB",
+    **settings: Any,
+) -> PreTrainedModel:
+    """Train all of a model on rows of images, prompt and completion, and save it with its processor.
 
     Args:
+        max_shard_size: of a weights file.
         settings: steps, learning rate, batch size and seed, as `SFTConfig` takes them.
+
+    Returns:
+        The model, in evaluation mode.
     """
     GraftSFTTrainer(
         model=model,
@@ -67,6 +77,9 @@ def train_on_images(
         train_dataset=dataset,
         processing_class=processor,
     ).train()
+    model.save_pretrained(output_dir, max_shard_size=max_shard_size)
+    processor.save_pretrained(output_dir)
+    return model.eval()
 
 
 def tiny_qwen2_5_vl_config(
@@ -139,16 +152,14 @@ def pretrain_vision_language_model(
         Qwen2VLVideoProcessor(**shared),
         chat_template=load_chat_template(),
     )
-    train_on_images(
+    return train_on_images(
         model,
         processor,
         dataset,
         output_dir,
+        max_shard_size="1MB",
         max_steps=max_steps,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
     )
-    model.save_pretrained(output_dir, max_shard_size="1MB")
-    processor.save_pretrained(output_dir)
-    return model.eval()
