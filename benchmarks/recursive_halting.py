@@ -27,7 +27,7 @@ from timing import write_results
 from qwen_grafts import RecursiveCache, RecursiveQwenForCausalLM
 from qwen_grafts.configuration.configuration_recursive_qwen import KVSharing
 from qwen_grafts.demo_recursive import TEST_SEED
-from qwen_grafts.recipes.affine_task import affine_rows
+from qwen_grafts.recipes.affine_task import affine_rows, operations_and_values
 
 RESULTS = Path(__file__).parent / "results" / "recursive_halting.json"
 LENGTH = 16
@@ -58,9 +58,7 @@ def measure(
     model: RecursiveQwenForCausalLM, calls: dict[str, dict[str, Any]], rows: int, batch: int, repeats: int
 ) -> Any:
     """Call -> accuracy, mean cycles of a token, cycles run a step of the batch, ms a step, bytes of cache a token."""
-    held_out = affine_rows([LENGTH] * rows, TEST_SEED)
-    ids = torch.tensor(held_out["input_ids"])[:, :-1]
-    labels = torch.tensor(held_out["labels"])[:, 1:]
+    ids, labels = operations_and_values(affine_rows([LENGTH] * rows, TEST_SEED))
     times: dict[str, list[float]] = {name: [] for name in calls}
     found = {}
     for _ in range(repeats):
@@ -69,10 +67,10 @@ def measure(
             model.config.kv_sharing, before = policy.pop("kv_sharing"), model.config.kv_sharing
             parts = [read(model, part, **policy) for part in ids.split(batch)]
             model.config.kv_sharing = before
-            steps = len(parts) * LENGTH
+            steps = len(parts) * ids.shape[1]
             times[name].append(1e3 * sum(part["seconds"] for part in parts) / steps)
             found[name] = {
-                "accuracy": (torch.cat([part["chosen"] for part in parts]) == labels).float().mean().item(),
+                "accuracy": (torch.cat([part["chosen"] for part in parts])[:, 1:] == labels).float().mean().item(),
                 "mean_cycles": torch.cat([part["cycles"] for part in parts]).float().mean().item(),
                 "run_cycles": sum(part["run"] for part in parts) / steps,
                 "cache_bytes_per_token": parts[0]["bytes"],

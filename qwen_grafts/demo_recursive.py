@@ -73,7 +73,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     )
     console.print(f"\nReport: {report}", soft_wrap=True)
     console.print(
-        f"Ask it: qwen-grafts inference {published} '+3 *2 +6' --num-cycles {DEPTHS[-1]} "
+        f"Ask it: qwen-grafts inference {published} '0 +3 *2 +6' --num-cycles {DEPTHS[-1]} "
         f"--halt-threshold {SHOWN_THRESHOLD}",
         soft_wrap=True,
         markup=False,
@@ -121,13 +121,13 @@ def cycles_table(sample: Mapping[str, list[Any]]) -> Table:
 
 
 def think_clean(published: Path, seed: int) -> list[dict[str, list[Any]]]:
-    """Rows answered by the published copy in a clean process, with halting: tokens, values, cycles."""
+    """Rows answered by the published copy in a clean process, with halting: operations, values, cycles."""
     rows, tokenizer = affine_rows(SHOWN_LENGTHS, seed), affine_tokenizer()
     tokens = [tokenizer.convert_ids_to_tokens(ids[:-1]) for ids in rows["input_ids"]]
-    expected = [tokenizer.convert_ids_to_tokens(labels[1:]) for labels in rows["labels"]]
+    expected = [tokenizer.convert_ids_to_tokens(labels[2:]) for labels in rows["labels"]]
     asked = {"rows": tokens, "num_cycles": DEPTHS[-1], "halt_threshold": SHOWN_THRESHOLD}
     answers = answer_clean("values", published, asked)
     return [
-        {"tokens": row, "expected": values} | answer
+        {"tokens": row[1:], "expected": values} | {name: answer[name][1:] for name in ("values", "cycles")}
         for row, values, answer in zip(tokens, expected, answers, strict=True)
     ]

@@ -1,10 +1,12 @@
 """Running affine evaluation: a task that one pass cannot do, and each further pass brings a step closer.
 
-    tokens    +3  *2  +6  *5 …
-    labels     3   6   5   4 …      the running value modulo 7, from 0 on
+    tokens    0  +3  *2  +6  *5 …
+    labels        3   6   5   4 …      the running value modulo 7
 
 The value at position t depends on all tokens up to t, one after the other, so a model of fixed depth meets a length at
-which it fails. One that may think longer need not. A row ends with its last value, which is what `generate` writes.
+which it fails. One that may think longer need not. A row opens with the value it starts from: without it, the first
+operation attends to itself alone and cannot be told from one behind its like. It ends with its last value, which is
+what `generate` writes.
 """
 
 from collections.abc import Sequence
@@ -108,7 +110,7 @@ def collate_batches(batches: list[dict[str, list[list[int]]]]) -> dict[str, torc
 
 
 def affine_rows(lengths: Sequence[int], seed: int) -> Dataset:
-    """Random rows, one of each length: the operations and the last value, with the running values as labels.
+    """Random rows, one of each length: 0, the operations and the last value, with the running values as labels.
 
     Args:
         lengths: number of operations of each row.
@@ -129,9 +131,14 @@ def affine_rows(lengths: Sequence[int], seed: int) -> Dataset:
     labels_RT = torch.stack(values, dim=1) + IDS["0"]
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for tokens, labels, length in zip(tokens_RT.tolist(), labels_RT.tolist(), lengths, strict=True):
-        rows["input_ids"].append([*tokens[:length], labels[length - 1]])
-        rows["labels"].append([-100, *labels[:length]])
+        rows["input_ids"].append([IDS["0"], *tokens[:length], labels[length - 1]])
+        rows["labels"].append([-100, -100, *labels[:length]])
     return Dataset.from_dict(rows)
+
+
+def operations_and_values(rows: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows of one length T, the tokens to read (R, 1 + T) and the value behind each operation (R, T)."""
+    return torch.tensor(rows["input_ids"])[:, :-1], torch.tensor(rows["labels"])[:, 2:]
 
 
 @torch.no_grad()
@@ -144,15 +151,16 @@ def affine_accuracy(model: Any, rows: Dataset, **call: Any) -> dict[str, float]:
         call: depth of the call: `num_cycles`, `halt_threshold`.
 
     Returns:
-        `accuracy`, `accuracy_last` (the last value of each row alone) and, where tokens may halt, `cycles`, their mean.
+        `accuracy`, `accuracy_last` (the last value of each row alone) and, where tokens may halt, `cycles`, the mean of
+        the operations.
     """
     model.eval()
-    tokens_RT = torch.tensor(rows["input_ids"])[:, :-1]
-    output = model(tokens_RT, use_cache=False, **call)
-    right_RT = output.logits.argmax(-1) == torch.tensor(rows["labels"])[:, 1:]
+    tokens_RS, labels_RT = operations_and_values(rows)
+    output = model(tokens_RS, use_cache=False, **call)
+    right_RT = output.logits[:, 1:].argmax(-1) == labels_RT
     measured = {"accuracy": right_RT.float().mean().item(), "accuracy_last": right_RT[:, -1].float().mean().item()}
     if getattr(output, "cycles_used", None) is not None:
-        measured["cycles"] = output.cycles_used.float().mean().item()
+        measured["cycles"] = output.cycles_used[:, 1:].float().mean().item()
     return measured
 
 
@@ -199,4 +207,5 @@ __all__ = [
     "collate_batches",
     "curriculum",
     "measure_depth",
+    "operations_and_values",
 ]

@@ -35,16 +35,16 @@ def values(tokens: list[str]) -> list[str]:
 
 
 def test_labels_are_the_running_values():
-    """Each label stands behind its operation, where trainers look for the next token."""
+    """A row opens with the value it starts from; each label stands behind its operation, as the next token would."""
     tokenizer = affine_tokenizer()
     rows = affine_rows([1, 5, 24, 3], seed=3)
     for row, length in zip(rows, (1, 5, 24, 3), strict=True):
         tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
-        assert len(tokens) == len(row["labels"]) == length + 1
-        assert row["labels"][0] == -100
-        assert tokenizer.convert_ids_to_tokens(row["labels"][1:]) == values(tokens[:-1])
+        assert len(tokens) == len(row["labels"]) == length + 2
+        assert tokens[0] == "0" and row["labels"][:2] == [-100, -100]
+        assert tokenizer.convert_ids_to_tokens(row["labels"][2:]) == values(tokens[1:-1])
         assert row["input_ids"][-1] == row["labels"][-1]
-    operations = {token for row in affine_rows([24] * 64, seed=0) for token in row["input_ids"][:-1]}
+    operations = {token for row in affine_rows([24] * 64, seed=0) for token in row["input_ids"][1:-1]}
     assert operations == set(range(IDS["+0"], IDS["*6"] + 1))
 
 
@@ -68,7 +68,7 @@ def test_steps_read_as_much_while_rows_grow():
     batches = affine_batches(lengths, tokens=64, seed=0)
     for length, batch in zip(lengths, batches, strict=True):
         inputs = collate_batches([batch])
-        assert inputs["input_ids"].shape == inputs["labels"].shape == (64 // length, length + 1)
+        assert inputs["input_ids"].shape == inputs["labels"].shape == (64 // length, length + 2)
         assert inputs["attention_mask"].all()
 
 
@@ -100,7 +100,7 @@ def test_accuracy_counts_right_values():
         model.model.norm.weight.zero_()
         model.lm_head.weight.zero_()
     model.lm_head.register_forward_hook(lambda _, __, logits: logits + torch.eye(logits.shape[-1])[IDS["2"]])
-    labels = torch.tensor(rows["labels"])[:, 1:]
+    labels = torch.tensor(rows["labels"])[:, 2:]
     measured = affine_accuracy(model, rows)
     assert measured["accuracy"] == pytest.approx((labels == IDS["2"]).float().mean().item())
     assert measured["accuracy_last"] == pytest.approx((labels[:, -1] == IDS["2"]).float().mean().item())
@@ -120,9 +120,9 @@ def test_stock_model_is_measured_too():
 
 def test_generation_ends_with_the_value():
     model, tokenizer = affine_model(seed=0, H_cycles=2), affine_tokenizer()
-    ids = tokenizer("+3 *2 +6", return_tensors="pt")["input_ids"]
+    ids = tokenizer("0 +3 *2 +6", return_tensors="pt")["input_ids"]
     written = model.generate(ids, do_sample=False)
-    assert written.shape == (1, 4)
+    assert written.shape == (1, 5)
     assert written[0, -1] == model(ids).logits[0, -1].argmax()
 
 
