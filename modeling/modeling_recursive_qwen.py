@@ -31,7 +31,6 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Decode
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3DecoderLayer,
-    Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
 )
 from transformers.utils import can_return_tuple
@@ -40,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, check_cycles, check_halting
 from ..configuration.layer_selection import LayerSelection, select_layers
 from .checkpoint_tensors import commit_of, load_part
+from .fused_norm import FusedRMSNorm, fuse_norms
 from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
@@ -120,7 +120,7 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(self._layer(index) for index in range(config.num_hidden_layers))
-        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3RotaryEmbedding(config=config)
         self.recurrence = Recurrence(config)
         self.q_head = HaltingHead(config.hidden_size, 1)
@@ -130,10 +130,10 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
     def _layer(self, index: int) -> nn.Module:
         config = self.config
         if config.loop_lora_rank == 0 or not config.core_range[0] <= index < config.core_range[1]:
-            return STOCK_LAYERS[config.layer_family](config, index)
+            return fuse_norms(STOCK_LAYERS[config.layer_family](config, index))
         layer = LOOP_LAYERS[config.layer_family](config, index)
         layer.exchange_linears(config.loop_lora_rank, config.loop_lora_alpha, config.loop_lora_cycles)
-        return layer
+        return fuse_norms(layer)
 
     @capture_outputs
     def forward(
@@ -249,8 +249,8 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         )
 
     def _run_layers(self, which: slice, states: torch.Tensor, cache: Any, **shared: Any) -> torch.Tensor:
-        for layer in self.layers[which]:
-            states = layer(states, past_key_values=cache, **shared)
+        for index in range(len(self.layers))[which]:  # a slice of the list would be a new module at every run
+            states = self.layers[index](states, past_key_values=cache, **shared)
         return states
 
     def _cycles(
