@@ -151,14 +151,13 @@ def _graft_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: a base came from a local folder, so that nobody else could fetch it.
     """
-    bases = model.config.base_models or {}
-    if set(bases) != {"vision", "language"}:
+    bases, parts = model.config.base_models or {}, model.config.base_parts
+    if set(bases) != set(parts):
         raise ValueError(
-            f"A graft-only repository names its bases on the Hub; this model knows {len(bases)} of 2 "
+            f"A graft-only repository names its bases on the Hub; this model knows {len(bases)} of {len(parts)} "
             f"({', '.join(bases) or 'none'}). Graft from repository ids instead of folders, or export the whole model."
         )
-    prefixes = tuple(f"{model.base_model_prefix}.{module}." for module in model.graft_modules)
-    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+    return {name: tensor for name, tensor in model.state_dict().items() if model.is_new(name)}
 
 
 def _check_rebuilt(model: PreTrainedModel, folder: Path) -> None:

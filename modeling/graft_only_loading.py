@@ -28,10 +28,20 @@ class GraftOnlyLoadingMixin:
     """Put before `PreTrainedModel`; a subclass says how bases are assembled and which modules are the graft.
 
     Attributes:
-        graft_modules: submodules of the backbone that a graft-only repository stores.
+        graft_modules: names of the modules that a graft-only repository stores, wherever in the backbone they are.
     """
 
     graft_modules: tuple[str, ...] = ()
+
+    @classmethod
+    def is_new(cls, name: str) -> bool:
+        """Whether a parameter belongs to what the graft adds, by its name in the model or the backbone."""
+        return not set(cls.graft_modules).isdisjoint(name.split("."))
+
+    @classmethod
+    def is_stored(cls, name: str, config: Any) -> bool:
+        """Whether a graft-only repository with this configuration holds a parameter."""
+        return cls.is_new(name)
 
     @classmethod
     def assemble_bases(cls, config: Any, dtype: Any) -> Any:
@@ -58,14 +68,14 @@ class GraftOnlyLoadingMixin:
             )
         model = cls.assemble_bases(stored, kwargs.get("dtype") or "auto")
         _check_fit(pretrained_model_name_or_path, stored, model.config)
-        file = cached_file(pretrained_model_name_or_path, "model.safetensors", **hub)
-        tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
-        for module in cls.graft_modules:
-            part = {name.removeprefix(f"{module}."): t for name, t in tensors.items() if name.startswith(f"{module}.")}
-            try:
-                getattr(model.base_model, module).load_state_dict(part)
-            except RuntimeError as error:
-                raise ValueError(f"The graft at {pretrained_model_name_or_path!r} is not whole: {error}") from error
+        tensors = load_file(cached_file(pretrained_model_name_or_path, "model.safetensors", **hub))
+        expected = {name for name in model.state_dict() if model.is_stored(name, stored)}
+        try:
+            if differing := sorted(expected ^ tensors.keys()):
+                raise RuntimeError(f"{len(differing)} tensors are missing or too many: {', '.join(differing[:5])}.")
+            model.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"The graft at {pretrained_model_name_or_path!r} is not whole: {error}") from error
         model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         # Auto classes move the argument into the configuration.
         if attention := kwargs.get("attn_implementation") or stored._attn_implementation:
@@ -77,7 +87,8 @@ class GraftOnlyLoadingMixin:
 
 def _check_fit(name: Any, stored: Any, assembled: Any) -> None:
     """The graft was trained between two widths; bases of others are not its bases."""
-    for part, key in (("vision", "vision_config"), ("language", "text_config")):
+    for part in stored.base_parts:
+        key = {"language": "text_config"}.get(part, f"{part}_config")
         ours, theirs = getattr(stored, key).to_dict(), getattr(assembled, key).to_dict()
         for value in SHAPES:
             if ours.get(value) != theirs.get(value):

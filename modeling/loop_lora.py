@@ -3,18 +3,18 @@
 The core of a recursive model computes the same function each time. `W x + U_c D_c x` with small U and D lets cycle c do
 something of its own (relaxed recursive transformers, arXiv 2410.20672). U starts at zero: a new model is its source.
 
-The layers are stock decoder layers whose linear modules were exchanged. Which cycle it is travels with the call and not
-in the module, because a layer recomputed by gradient checkpointing runs again long after its cycle.
+The layers are `CallBoundLayer`s, which are told the cycle with every call.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from .call_bound_layers import CallBoundLayer
 
 
 class LoopLinear(nn.Linear):
@@ -40,29 +40,15 @@ class LoopLinear(nn.Linear):
         return super().forward(hidden_states) + self.scaling * functional.linear(low, self.loop_up[cycle])
 
 
-class _LoopDecoderLayer:
-    """Put before a decoder layer."""
-
-    def exchange_linears(self, rank: int, alpha: float, cycles: int) -> None:
-        """Give attention and MLP linear layers with terms."""
-        for parent in (self.self_attn, self.mlp):
-            for name, module in list(parent.named_children()):
-                if isinstance(module, nn.Linear):
-                    setattr(parent, name, LoopLinear(module, rank, alpha, cycles))
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, cycle: int = 0, **kwargs: Any) -> Any:
-        """As the stock layer's, at a cycle."""
-        for module in self.modules():
-            if isinstance(module, LoopLinear):
-                module.cycle = cycle
-        return super().forward(hidden_states, *args, **kwargs)
+class _LoopLayer(CallBoundLayer):
+    linear_class, argument, default = LoopLinear, "cycle", 0
 
 
-class LoopQwen2DecoderLayer(_LoopDecoderLayer, Qwen2DecoderLayer):
+class LoopQwen2DecoderLayer(_LoopLayer, Qwen2DecoderLayer):
     """Qwen2's layer with terms for each cycle."""
 
 
-class LoopQwen3DecoderLayer(_LoopDecoderLayer, Qwen3DecoderLayer):
+class LoopQwen3DecoderLayer(_LoopLayer, Qwen3DecoderLayer):
     """Qwen3's layer with terms for each cycle."""
 
 
