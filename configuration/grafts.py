@@ -76,5 +76,16 @@ GRAFTS: dict[str, Graft] = {
             pipeline_tag="text-generation",
             tags=("recursive", "recurrent-depth", "adaptive-computation"),
         ),
+        Graft(
+            model_type="clara_qwen3",
+            auto_classes={
+                "AutoConfig": "configuration.configuration_clara_qwen3.ClaraQwen3Config",
+                "AutoModel": "modeling.modeling_clara_qwen3.ClaraQwen3Model",
+                "AutoModelForCausalLM": "modeling.modeling_clara_qwen3.ClaraQwen3ForCausalLM",
+                "AutoProcessor": "processing.processing_clara_qwen3.ClaraQwen3Processor",
+            },
+            pipeline_tag="text-generation",
+            tags=("qwen3", "clara", "retrieval", "rag", "document-compression"),
+        ),
     )
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2_5_VLVisionConfig, Qwen3Config, SiglipVisionConfig
 
+from .configuration_clara_qwen3 import ClaraQwen3Config
 from .configuration_qwen3_perceiver import (
     Qwen3PerceiverConfig,
     Qwen3PerceiverConnectorConfig,
@@ -161,6 +162,19 @@ def _recursive(text: Qwen3Config) -> RecursiveQwenConfig:
     return RecursiveQwenConfig(**values)
 
 
+def _clara_tiny() -> ClaraQwen3Config:
+    """Passages of up to 64 tokens, at two rates; the new tokens close the tiny vocabulary."""
+    settings: dict[str, Any] = {"doc_max_length": 64, "compression_rates": [8, 16], "lora_rank": 8, "lora_alpha": 16.0}
+    new = 2 + sum(64 // rate for rate in settings["compression_rates"])
+    first_special_id = TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS - new
+    text = tiny_qwen3_text_config(eos_token_id=first_special_id + 2, pad_token_id=first_special_id)
+    return ClaraQwen3Config(text_config=text, document_token_id=TINY_VOCAB_SIZE - new, **settings)
+
+
+def _clara(size: str) -> Callable[[], ClaraQwen3Config]:
+    return lambda: ClaraQwen3Config(text_config=qwen3_text_config(size), compression_rates=[32, 4, 16, 128])
+
+
 # What was found by training: positions on the keys, both LayerNorms, and a projector a quarter as wide.
 RECOMMENDED_CONNECTOR: dict[str, Any] = {
     "position_encoding": "sincos2d",
@@ -181,6 +195,9 @@ PRESETS: dict[str, Callable[[], PreTrainedConfig]] = {
     "recursive-0.6b": lambda: _recursive(qwen3_text_config("0.6b")),
     "recursive-1.7b": lambda: _recursive(qwen3_text_config("1.7b")),
     "recursive-4b": lambda: _recursive(qwen3_text_config("4b")),
+    "clara-tiny": _clara_tiny,
+    "clara-0.6b": _clara("0.6b"),
+    "clara-4b": _clara("4b"),
 }
 
 

@@ -11,6 +11,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClaraQwen3Config": "configuration",
+    "ClaraQwen3ForCausalLM": "modeling",
+    "ClaraQwen3Model": "modeling",
+    "ClaraQwen3Processor": "processing",
     "Qwen3PerceiverConfig": "configuration",
     "Qwen3PerceiverConnectorConfig": "configuration",
     "Qwen3PerceiverModel": "modeling",
