@@ -141,7 +141,7 @@ class ClaraQwen3Model(CompressionMixin, ClaraQwen3PreTrainedModel):
             query_input_ids: (B, L) questions with memory tokens, padded on the right: the prompts are answered from the
                 `top_k` passages that fit each best, and a loss behind them trains the scores.
             candidates: (B, N), True where a passage may be chosen for a question; all, where left out.
-            top_k: passages that are chosen for a question; default `num_retrieved`.
+            top_k: passages that are chosen for a question; default `num_retrieved`, or all if there are fewer.
             memory_embeds: (B, S, D) latents in the places of their placeholders; how `generate` carries them.
             inputs_embeds: (B, S, D) in place of `input_ids`.
             role: whose terms the prompts are read with; None: the stock Qwen3.
@@ -232,7 +232,7 @@ class ClaraQwen3Model(CompressionMixin, ClaraQwen3PreTrainedModel):
         self, scores: torch.Tensor, memory: torch.Tensor, candidates: torch.Tensor | None, top_k: int | None
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The latents of the passages that each question is answered from, and which these are (B, K)."""
-        count = self.config.num_retrieved if top_k is None else top_k
+        count = min(self.config.num_retrieved, len(memory)) if top_k is None else top_k
         places, retrieved = differentiable_top_k(scores / self.config.retrieval_temperature, count, candidates)
         chosen = torch.einsum("bkn,nmd->bkmd", places.to(memory.dtype), memory)
         return list(chosen[retrieved >= 0]), retrieved
@@ -426,7 +426,8 @@ class ClaraQwen3ForCausalLM(AnsweringMixin, ClaraQwen3PreTrainedModel, Generatio
         places = ids[:, seen:] if embeds is None else None
         new = self.get_input_embeddings()(places) if embeds is None else embeds
         if memory is not None or bool(self.model.placeholders(places, new).any()):
-            placed = self.model.place(list(memory or ()) or [new.new_empty(0, new.shape[-1])], places, new)
+            latents = [new.new_empty(0, new.shape[-1])] if memory is None else list(memory)
+            placed = self.model.place(latents, places, new)
             kwargs["memory_embeds"] = functional.pad(placed, (0, 0, seen, 0))
         return super().generate(inputs, *args, **kwargs)
 
@@ -450,18 +451,18 @@ class ClaraQwen3ForCausalLM(AnsweringMixin, ClaraQwen3PreTrainedModel, Generatio
         return prepared
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-        """The vocabulary keeps its size: memory tokens have places in it.
+        """As transformers', but never below the memory tokens, which have their places in the vocabulary.
 
         Raises:
-            ValueError: another size than the vocabulary has.
+            ValueError: fewer rows than that.
         """
-        rows = self.config.text_config.vocab_size
-        if new_num_tokens not in (None, rows):
+        needed = self.config.separator_token_id + self.config.num_new_embeddings
+        if new_num_tokens is not None and new_num_tokens < needed:
             raise ValueError(
-                f"The vocabulary has {rows} rows and keeps them; {new_num_tokens} were asked for. Memory tokens lie in "
-                "rows that Qwen3 leaves unused, so nothing has to be added or cut."
+                f"There are memory tokens up to id {needed - 1}, and {new_num_tokens} rows would cut "
+                f"{needed - new_num_tokens} of them off. The vocabulary need not be resized for them."
             )
-        return self.get_input_embeddings()
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
 
 __all__ = [

@@ -19,21 +19,42 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from .call_bound_layers import CallBoundLayer
 
 
+class RoleTerms(nn.ParameterDict):
+    """One matrix a role."""
+
+    def __init__(self, roles: Sequence[str], rows: int, columns: int) -> None:
+        super().__init__({role: nn.Parameter(torch.empty(rows, columns)) for role in roles})
+
+    def reset(self, roles: Sequence[str]) -> None:
+        """Make roles new: their terms start at nothing, and not at a point where they would stay nothing."""
+        raise NotImplementedError
+
+
+class RoleDown(RoleTerms):
+    """D, (rank, in)."""
+
+    def reset(self, roles: Sequence[str]) -> None:
+        for role in roles:
+            nn.init.kaiming_uniform_(self[role], a=math.sqrt(5))
+
+
+class RoleUp(RoleTerms):
+    """U, (out, rank)."""
+
+    def reset(self, roles: Sequence[str]) -> None:
+        for role in roles:
+            nn.init.zeros_(self[role])
+
+
 class RoleLinear(nn.Linear):
     """A linear layer with a low-rank term a role; without a role it is the stock layer."""
 
     def __init__(self, linear: nn.Linear, roles: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        self.role_down = nn.ParameterDict({role: nn.Parameter(torch.empty(rank, self.in_features)) for role in roles})
-        self.role_up = nn.ParameterDict({role: nn.Parameter(torch.empty(self.out_features, rank)) for role in roles})
+        self.role_down = RoleDown(roles, rank, self.in_features)
+        self.role_up = RoleUp(roles, self.out_features, rank)
         self.scaling, self.dropout = alpha / rank, dropout
         self.role: str | None = None
-
-    def reset_roles(self, roles: Sequence[str] | None = None) -> None:
-        """The terms start at nothing, and not at a point where they would stay nothing."""
-        for role in roles or self.role_down:
-            nn.init.kaiming_uniform_(self.role_down[role], a=math.sqrt(5))
-            nn.init.zeros_(self.role_up[role])
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(…, in) to (…, out). Dropout belongs to a role that trains: a frozen one is the same in training."""
@@ -68,7 +89,8 @@ def copy_role(model: nn.Module, source: str, target: str) -> None:
 def reset_role(model: nn.Module, role: str) -> None:
     """Make a role new."""
     for _, linear in role_linears(model):
-        linear.reset_roles([role])
+        linear.role_down.reset([role])
+        linear.role_up.reset([role])
 
 
 def role_tensors(language_model: nn.Module, role: str) -> dict[str, torch.Tensor]:
@@ -103,6 +125,7 @@ def load_role_tensors(language_model: nn.Module, role: str, tensors: Mapping[str
 __all__ = [
     "RoleLinear",
     "RoleQwen3DecoderLayer",
+    "RoleTerms",
     "copy_role",
     "load_role_tensors",
     "reset_role",

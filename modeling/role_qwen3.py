@@ -6,7 +6,7 @@ from transformers import Qwen3Model
 
 from ..configuration.configuration_clara_qwen3 import ROLES, ClaraQwen3Config
 from .memory_embedding import MemoryEmbedding
-from .role_lora import RoleLinear, RoleQwen3DecoderLayer
+from .role_lora import RoleQwen3DecoderLayer, RoleTerms
 
 
 class RoleQwen3Model(Qwen3Model):
@@ -26,8 +26,8 @@ class RoleQwen3Model(Qwen3Model):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, RoleLinear):
-            module.reset_roles()
+        if isinstance(module, RoleTerms):
+            module.reset(list(module))
         elif isinstance(module, MemoryEmbedding):
             module.reset_memory(self.config.initializer_range)
 

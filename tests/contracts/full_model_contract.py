@@ -13,7 +13,8 @@ class FullModelContract(ModelContract):
     """Mix in in place of `ModelContract` for one variant of a model.
 
     Attributes:
-        lora_targets: regular expression on the modules that LoRA adapts, beside which `trained_part` is trained whole.
+        lora_targets: regular expression on the modules that LoRA adapts, beside which `trained_part`, if it
+            is a module, is trained whole.
     """
 
     lora_targets = r".*language_model.*\.(q_proj|v_proj)"
@@ -78,12 +79,13 @@ class FullModelContract(ModelContract):
             task_type="CAUSAL_LM",
             r=4,
             target_modules=self.lora_targets,
-            modules_to_save=[self.trained_part],
+            modules_to_save=[self.trained_part] if self.trained_part else None,
         )
         adapted = get_peft_model(model, lora)
         trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name or "modules_to_save" in name for name in trained)
-        assert any("lora_" in name for name in trained) and any("modules_to_save" in name for name in trained)
+        assert any("lora_" in name for name in trained)
+        assert any("modules_to_save" in name for name in trained) == bool(self.trained_part)
         optimizer = torch.optim.AdamW((p for p in adapted.parameters() if p.requires_grad), lr=1e-3)
         # More than one step: LoRA's B starts at zero, so A has its first gradient in the second.
         losses = [self._step(adapted, optimizer, inputs) for _ in range(3)]

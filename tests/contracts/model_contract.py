@@ -93,6 +93,7 @@ class ModelContract:
         trained_part: name, in the backbone, of the module that the graft adds and stage 1 trains.
         item_counts: items in the rows of a mixed batch; `(0, 0)` for a graft without soft tokens.
         gradient_free: ends of parameter names in `trained_part` whose gradient is zero by mathematics.
+        constant_at_first: part of the names of matrices that a new model has at zero.
     """
 
     model_class: type[PreTrainedModel]
@@ -100,6 +101,7 @@ class ModelContract:
     trained_part: str
     item_counts: tuple[int, ...] = (0, 1, 2)
     gradient_free: tuple[str, ...] = ()
+    constant_at_first: str = ""
 
     # What a subclass says.
 
@@ -178,14 +180,19 @@ class ModelContract:
         output = model.generate(**inputs, **options)
         return output if options.get("return_dict_in_generate") else output[:, inputs["input_ids"].shape[1] :]
 
-    def part(self, model: PreTrainedModel) -> nn.Module:
-        """The trained part."""
-        return model.base_model.get_submodule(self.trained_part)
+    def in_part(self, name: str) -> bool:
+        """Whether a parameter of the model belongs to the trained part; override where the part is no one module."""
+        return f".{self.trained_part}." in name
+
+    def part_parameters(self, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+        """Those of the trained part."""
+        return {name: parameter for name, parameter in model.named_parameters() if self.in_part(name)}
 
     def freeze_all_but_part(self, model: PreTrainedModel) -> None:
         """Stage 1."""
         model.requires_grad_(False)
-        self.part(model).requires_grad_(True)
+        for parameter in self.part_parameters(model).values():
+            parameter.requires_grad_(True)
 
     def labelled(self, row: Inputs, answer_tokens: int) -> Inputs:
         """The row with its last tokens supervised."""
@@ -330,8 +337,8 @@ class ModelContract:
         self.freeze_all_but_part(model)
         inputs = self.labelled(self.row(model), 8)
         _, gradients = self.loss_and_gradients(model, inputs)
-        for name, parameter in self.part(model).named_parameters():
-            gradient = next(g for full, g in gradients.items() if full.endswith(f"{self.trained_part}.{name}"))
+        for name, parameter in self.part_parameters(model).items():
+            gradient = gradients[name]
             slope = gradient.norm()
             if name.endswith(self.gradient_free):
                 continue
@@ -412,7 +419,7 @@ class ModelContract:
         model.save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         intact = weights.read_bytes()
-        name = next(name for name in load_file(weights) if f".{self.trained_part}." in name)
+        name = next(name for name in load_file(weights) if self.in_part(name))
         short_name = name.removeprefix(f"{model.base_model_prefix}.")
         damages = {
             "missing": (lambda tensors: tensors.pop(name), short_name),
@@ -453,18 +460,20 @@ class ModelContract:
 
     def test_every_parameter_of_the_part_is_initialised(self, model: PreTrainedModel) -> None:
         """Loading leaves missing tensors uninitialised and calls `_init_weights`: what it forgets stays garbage."""
-        others = {name: t.clone() for name, t in model.state_dict().items() if f".{self.trained_part}." not in name}
-        for module in model.modules():
-            module._is_hf_initialized = True
-        for module in self.part(model).modules():
-            for holder in (module, *module.parameters(recurse=False)):
-                holder._is_hf_initialized = False
-            for parameter in module.parameters(recurse=False):
-                parameter.data.fill_(float("nan"))
+        others = {name: t.clone() for name, t in model.state_dict().items() if not self.in_part(name)}
+        part = self.part_parameters(model)
+        for holder in (*model.modules(), *model.parameters()):
+            holder._is_hf_initialized = True
+        for name, parameter in part.items():
+            parameter._is_hf_initialized = False
+            parameter.data.fill_(float("nan"))
+            while name := name.rpartition(".")[0]:  # the module that fills it may stand above
+                model.get_submodule(name)._is_hf_initialized = False
         model.init_weights()
-        for name, parameter in self.part(model).named_parameters():
+        for name, parameter in part.items():
             assert parameter.isfinite().all(), f"`_init_weights` forgets {name}"
-            assert parameter.ndim == 1 or parameter.std() > 0, f"{name} is constant"
+            constant = parameter.ndim == 1 or self.constant_at_first in name.split(".")
+            assert constant or parameter.std() > 0, f"{name} is constant"
         assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
 
     # Numbers and attention.
