@@ -24,8 +24,13 @@ class Graft:
     tags: tuple[str, ...] = field(default=())
 
     @property
+    def has_processor(self) -> bool:
+        """Whether it has a processor; where it has none, a tokenizer takes its place."""
+        return "AutoProcessor" in self.auto_classes
+
+    @property
     def reads_images(self) -> bool:
-        """Whether it has a processor with images; a model of text alone has a tokenizer."""
+        """Whether its processor takes images."""
         return "AutoModelForImageTextToText" in self.auto_classes
 
     @property

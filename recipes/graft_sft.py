@@ -24,10 +24,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
+from .clara_stages import ClaraArguments, check_clara, is_clara, start_roles, trained_names
+from .clara_trainer import ClaraSFTTrainer
+from .document_collator import DocumentCollator
 from .graft_trainer import GraftSFTTrainer
 from .held_out import HeldOutRows
 from .model_loading import load_config, load_model, load_processor, pin_revision
-from .preflight import preflight, preflight_text
+from .preflight import preflight, preflight_documents, preflight_text
 from .query_data import imbalance
 from .recursive_trainer import RecursionArguments, RecursiveSFTTrainer, check_recursion, frozen_parts, is_recursive
 from .resume import last_complete_checkpoint
@@ -36,9 +39,11 @@ from .trackers import check_trackers, record_run
 from .trained_parts import freeze, lora, parse_learning_rates
 from .training_data import DataArguments, load_training_data, read_in_order
 
+TRAINERS: dict[str, type[GraftSFTTrainer]] = {"recursive_qwen": RecursiveSFTTrainer, "clara_qwen3": ClaraSFTTrainer}
+
 
 @dataclass
-class GraftArguments(RecursionArguments, DataArguments):
+class GraftArguments(RecursionArguments, ClaraArguments, DataArguments):
     """What a run needs beside TRL's `SFTConfig` and `ModelConfig`."""
 
     trainable: list[str] = field(
@@ -93,6 +98,9 @@ def main(
     model_args = pin_revision(model_args)
     config = load_config(model_args)
     check_recursion(graft_args, config)
+    check_clara(graft_args, graft_args.stage, config)
+    if is_clara(config) and model_args.use_peft:
+        raise ValueError("The roles of a CLaRa model are its adapters, and a stage trains them: leave out `use_peft`.")
     processor = load_processor(model_args, graft_args.image_min_pixels, graft_args.image_max_pixels)
     text_alone = isinstance(processor, PreTrainedTokenizerBase)
     if text_alone and graft_args.generative_eval_rows:
@@ -111,13 +119,27 @@ def main(
         report = write_refused(data.refused, out)
         console.print(f"{len(data.refused)} rows were refused; {report} lists each with its index and the reason.")
     model = load_model(model_args, console)
+    own: dict[str, Any] = {}
+    if is_recursive(config):
+        own = {"recursion": graft_args}
+    elif is_clara(config):
+        own = {"clara": graft_args, "stage": graft_args.stage}
+        graft_args.trainable = graft_args.trainable or trained_names(graft_args.stage)
+        start_roles(model, graft_args)
+        model.processor = processor
+        data.collator = DocumentCollator(
+            processor,
+            graft_args.stage,
+            rates=graft_args.compression_rates or config.compression_rates,
+            num_retrieved=graft_args.num_retrieved or config.num_retrieved,
+            max_length=training_args.max_length,
+        )
     if not model_args.use_peft:
         freeze(model, graft_args.trainable, frozen_parts(model, graft_args))
     training_args.remove_unused_columns = False  # images are no argument of any `forward`
     if graft_args.streaming:
         read_in_order(training_args)
-    recursive = {"recursion": graft_args} if is_recursive(config) else {}
-    trainer = (RecursiveSFTTrainer if recursive else GraftSFTTrainer)(
+    trainer = TRAINERS.get(config.model_type, GraftSFTTrainer)(
         model=model,
         args=training_args,
         train_dataset=data.train,
@@ -128,11 +150,13 @@ def main(
         learning_rates=parse_learning_rates(graft_args.learning_rates),
         pack_rows=graft_args.pack_rows,
         starting_revision=model_args.model_revision,
-        **recursive,
+        **own,
     )
     rows = trainer.train_dataset if text_alone else data.train  # TRL tokenizes texts, and leaves pictures as they are
     first_batch = trainer.data_collator(list(islice(rows, training_args.per_device_train_batch_size)))
-    if text_alone:
+    if is_clara(config):
+        report = preflight_documents(trainer.model, processor, first_batch)
+    elif text_alone:
         report = preflight_text(trainer.model, processor, first_batch)
     else:
         report = preflight(trainer.model, processor, first_batch, without_thinking=graft_args.strip_thinking)

@@ -92,7 +92,12 @@ class GraftSFTTrainer(SFTTrainer):
     Raises:
         ValueError: `pack_rows` with a model or an attention implementation that it cannot work with, or beside TRL's
             own packing of text.
+
+    Attributes:
+        loss_inputs: names of a batch that the loss reads and the model does not.
     """
+
+    loss_inputs: tuple[str, ...] = ("labels",)
 
     def __init__(
         self,
@@ -143,10 +148,10 @@ class GraftSFTTrainer(SFTTrainer):
         if return_outputs or not plain or not self.own_head():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         supervised_BS, labels_N = self.supervised_positions(inputs)
-        forward_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        forward_inputs = {key: value for key, value in inputs.items() if key not in self.loss_inputs}
         with _head_on(self.model, supervised_BS):
             outputs = model(**forward_inputs, **self.forward_options(), use_cache=False)
-        total, logits_NV = self.summed_loss(outputs, labels_N, supervised_BS)
+        total, logits_NV = self.summed_loss(outputs, labels_N, supervised_BS, inputs)
         loss = self.per_item(total, labels_N, num_items_in_batch)
         self._record_metrics(logits_NV.detach(), labels_N, inputs)
         return loss
@@ -177,7 +182,7 @@ class GraftSFTTrainer(SFTTrainer):
         return {}
 
     def summed_loss(
-        self, outputs: Any, labels_N: torch.Tensor, positions_BS: torch.Tensor
+        self, outputs: Any, labels_N: torch.Tensor, positions_BS: torch.Tensor, inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a step, summed over its tokens, and the logits (N, V) that metrics are taken of.
 
@@ -185,9 +190,16 @@ class GraftSFTTrainer(SFTTrainer):
             outputs: of the model, whose head saw N positions: `logits` (1, N, V).
             labels_N: what the next token is, -100 where that is not learned.
             positions_BS: which positions these are.
+            inputs: the batch.
         """
         logits_NV = outputs.logits.float()[0]
         return functional.cross_entropy(logits_NV, labels_N, ignore_index=-100, reduction="sum"), logits_NV
+
+    def _record_mean(self, name: str, total: torch.Tensor, count: torch.Tensor) -> None:
+        """Log a mean over what all processes have counted."""
+        sums = torch.stack([total.detach().double(), count.double()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train" if self.model.training else "eval"][name].append(total / max(count, 1.0))
 
     def _record_metrics(self, logits_NV: torch.Tensor, labels_N: torch.Tensor, inputs: dict[str, Any]) -> None:
         """The figures TRL logs: entropy and accuracy on supervised tokens, tokens seen."""

@@ -1,10 +1,12 @@
-"""Held-out rows, answered before and after training: query rows as JSON, all others by exact match."""
+"""Held-out rows, answered before and after training: conversations, query rows with JSON, questions about documents."""
 
 from typing import Any
 
 from rich.console import Console
 from trl import SFTTrainer
 
+from .clara_stages import is_clara
+from .document_evaluation import evaluate_documents
 from .generative_evaluation import evaluate
 from .query_evaluation import GenerationSettings, evaluate_qwen3
 from .training_data import TrainingData
@@ -45,7 +47,9 @@ class HeldOutRows:
             when: "before" or "after".
         """
         if self.rows is not None and self.trainer.is_world_process_zero():
-            if self.collator is None:
+            if is_clara(self.trainer.model.config):
+                self.metrics[when] = self._documents()
+            elif self.collator is None:
                 self.metrics[when] = self._conversations()
             else:
                 self.metrics[when] = self._queries(STAGES[when])
@@ -59,6 +63,15 @@ class HeldOutRows:
             self.rows,
             max_new_tokens=self.arguments.generative_eval_tokens,
             enable_thinking=False if self.arguments.strip_thinking else None,
+        )
+
+    def _documents(self) -> dict[str, dict[str, float]]:
+        return evaluate_documents(
+            self.trainer.model,
+            self.rows,
+            self.arguments.stage,
+            max_new_tokens=self.arguments.generative_eval_tokens,
+            batch_size=self.arguments.generative_eval_batch_size,
         )
 
     def _queries(self, stage: str) -> dict[str, dict[str, float]]:

@@ -158,6 +158,39 @@ def preflight_text(
     )
 
 
+def preflight_documents(model: PreTrainedModel, processor: ProcessorMixin, batch: dict[str, torch.Tensor]) -> Preflight:
+    """Check one batch of `DocumentCollator` against a CLaRa model.
+
+    Raises:
+        ValueError: ids outside the vocabulary, a question without a right document, a prompt that is too long, or
+            nothing to train.
+    """
+    tokenizer, config = processor.tokenizer, model.config
+    prompts = "input_ids" in batch
+    ids_BS = batch["input_ids"] if prompts else batch["query_input_ids"]
+    labels_BS = batch["labels"] if prompts else torch.full_like(ids_BS, -100)
+    mask_BS = batch["attention_mask"].bool() if prompts else ids_BS != tokenizer.pad_token_id
+    vocabulary = config.get_text_config().vocab_size
+    if outside := sum(int((ids >= vocabulary).sum()) for ids in (ids_BS, batch["document_input_ids"])):
+        raise ValueError(
+            f"{outside} ids of the first batch are outside the model's vocabulary of {vocabulary}. Take the processor "
+            "of the model's own repository."
+        )
+    if "positives" in batch and (without := int((~batch["positives"].any(dim=1)).sum())):
+        raise ValueError(f"{without} of {len(ids_BS)} questions of the first batch have no right document.")
+    _check_length(model, max(ids_BS.shape[1], batch["document_input_ids"].shape[1]))
+    return Preflight(
+        text=_collapse(tokenizer.decode(ids_BS[0][mask_BS[0]]), processor.document_token),
+        supervised=tokenizer.decode(labels_BS[0][labels_BS[0] != -100]),
+        rows=len(ids_BS),
+        tokens=int(mask_BS.sum()) + int((batch["document_input_ids"] != tokenizer.pad_token_id).sum()),
+        supervised_tokens=int((labels_BS != -100).sum()),
+        image_tokens=0,
+        parameters=_trained_parameters(model),
+        lora_modules=_lora_modules(model),
+    )
+
+
 def _check_supervised(labels_BS: torch.Tensor, where: str) -> None:
     without = (~(labels_BS != -100).any(dim=1)).nonzero().flatten().tolist()
     if without:

@@ -199,11 +199,11 @@ class RecursiveSFTTrainer(GraftSFTTrainer):
         }
 
     def summed_loss(
-        self, outputs: Any, labels_N: torch.Tensor, positions_BS: torch.Tensor
+        self, outputs: Any, labels_N: torch.Tensor, positions_BS: torch.Tensor, inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean over the supervised cycles of the token loss and, weighted, of the halting head's."""
         if not self.model.training:
-            return super().summed_loss(outputs, labels_N, positions_BS)
+            return super().summed_loss(outputs, labels_N, positions_BS, inputs)
         logits_CNV = [logits.float()[0] for logits in outputs.cycle_logits or (outputs.logits,)]
         halt_NC = outputs.halt_logits[positions_BS].float()
         learned_N = labels_N != -100
@@ -215,8 +215,8 @@ class RecursiveSFTTrainer(GraftSFTTrainer):
             halt_loss = (halt_loss_N * learned_N).sum()
             total = total + token_loss + self.recursion.halt_loss_weight * halt_loss
         self._record("cycles", float(self.cycles_of_step(self.state.global_step)))
-        self._record_mean("token_loss", token_loss, learned_N)
-        self._record_mean("halting_loss", halt_loss, learned_N)
+        self._record_mean("token_loss", token_loss, learned_N.sum())
+        self._record_mean("halting_loss", halt_loss, learned_N.sum())
         return total / len(logits_CNV), logits_CNV[-1]
 
     def compute_loss(
@@ -245,18 +245,12 @@ class RecursiveSFTTrainer(GraftSFTTrainer):
         ]
         if self.model.training:
             self._record("cycles", float(self.cycles_of_step(self.state.global_step)))
-        self._record_mean("cosine_distance", totals[-1], learned_N)
+        self._record_mean("cosine_distance", totals[-1], learned_N.sum())
         loss = self.per_item(torch.stack(totals).mean(), labels_N, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _record(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _record_mean(self, name: str, total: torch.Tensor, learned_N: torch.Tensor) -> None:
-        """Log a mean over the supervised tokens of all processes."""
-        sums = torch.stack([total.detach().double(), learned_N.sum().double()])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self._record(name, total / max(count, 1.0))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and, with a checkpoint that training can go on from, the moving average."""

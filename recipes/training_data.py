@@ -1,7 +1,8 @@
-"""Where a run's rows come from: one of six sources.
+"""Where a run's rows come from: one of seven sources.
 
 Three give TRL's conversational vision format, which TRL's collator reads; query rows come with a collator of their own.
-Two are for models of text alone: texts, which TRL tokenizes and packs, and rows of token ids.
+Two are for models of text alone: texts, which TRL tokenizes and packs, and rows of token ids. One is for models that
+read documents.
 """
 
 from collections import Counter
@@ -13,6 +14,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
+from .document_collator import DocumentCollator
+from .document_data import load_document_rows
+from .document_row_checks import STAGES
 from .llava_data import RefusedRow, load_llava, summarize_refused
 from .query_data import QueryColumns, load_query_rows, stream_query_rows
 from .text_data import load_text, load_token_rows
@@ -22,7 +26,8 @@ from .visual_tasks import visual_task
 
 IMAGE_SOURCES = ("task", "data_file", "dataset_name", "query_data")
 TEXT_SOURCES = ("text_data", "token_data")
-SOURCES = (*IMAGE_SOURCES, *TEXT_SOURCES)
+DOCUMENT_SOURCES = ("document_data",)
+SOURCES = (*IMAGE_SOURCES, *TEXT_SOURCES, *DOCUMENT_SOURCES)
 
 
 @dataclass
@@ -60,6 +65,14 @@ class DataArguments:
     token_data: str | None = field(
         default=None, metadata={"help": "saved folder of rows of token ids, columns input_ids and labels"}
     )
+    document_data: str | None = field(
+        default=None,
+        metadata={"help": "rows of question, answer and documents: JSON lines, Parquet, a folder, a Hub id"},
+    )
+    document_data_config: str | None = field(default=None, metadata={"help": "configuration of that Hub data set"})
+    stage: str | None = field(
+        default=None, metadata={"help": f"what rows about documents are for, of a CLaRa model: {', '.join(STAGES)}"}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "seeded random subset of this many rows"})
     eval_ratio: float = field(default=0.02, metadata={"help": "share of the rows held out by a seeded split"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop before the first step, or skip and report"})
@@ -84,7 +97,7 @@ class TrainingData:
     eval: Dataset | None
     summary: dict[str, Any]
     refused: Sequence[RefusedRow]
-    collator: Qwen3VisionSFTCollator | None = None
+    collator: Qwen3VisionSFTCollator | DocumentCollator | None = None
 
     def final_summary(self) -> dict[str, Any]:
         """The summary after training: what a stream refused is known only then."""
@@ -115,12 +128,14 @@ def load_training_data(
             f"Give exactly one of `{'`, `'.join(SOURCES[:-1])}` and `{SOURCES[-1]}`, got {len(sources)}"
             f"{': ' + ', '.join(sources) if sources else ''}."
         )
-    fitting = TEXT_SOURCES if isinstance(processor, PreTrainedTokenizerBase) else IMAGE_SOURCES
-    if processor is not None and sources[0] not in (*fitting, "dataset_name"):
+    fitting, hub_rows = _fitting_sources(processor)
+    if processor is not None and sources[0] not in (*fitting, *hub_rows):
         raise ValueError(
             f"`{sources[0]}` is not for this model; it trains on `{'`, `'.join(fitting)}`"
             f"{'' if 'dataset_name' in fitting else ' or `dataset_name`'}."
         )
+    if args.document_data:
+        return _document_rows(args, seed, num_proc)
     if args.text_data or args.token_data:
         return _text_rows(args, seed)
     if args.query_data:
@@ -162,6 +177,17 @@ def load_training_data(
     return TrainingData(train, held_out, summary, refused)
 
 
+def _fitting_sources(
+    processor: ProcessorMixin | PreTrainedTokenizerBase | None,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sources that a model can read, by what turns its text into tensors, and those that may hold rows for any."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return TEXT_SOURCES, ("dataset_name",)
+    if hasattr(processor, "passages"):
+        return DOCUMENT_SOURCES, ()
+    return IMAGE_SOURCES, ("dataset_name",)
+
+
 def _summary(
     name: str,
     fingerprint: str,
@@ -194,6 +220,22 @@ def _text_rows(args: DataArguments, seed: int) -> TrainingData:
     refused = {"empty": data.empty} if data.empty else {}
     summary = _summary(_shown_name(source), data.train._fingerprint, data.train, data.eval, refused)
     return TrainingData(data.train, data.eval, summary, ())
+
+
+def _document_rows(args: DataArguments, seed: int, num_proc: int | None) -> TrainingData:
+    data = load_document_rows(
+        args.document_data,
+        args.stage,
+        config_name=args.document_data_config,
+        max_samples=args.max_samples,
+        eval_ratio=args.eval_ratio,
+        seed=seed,
+        on_bad_row=args.on_bad_row,
+        num_proc=num_proc,
+    )
+    refused = Counter(row.reason for row in data.refused)
+    summary = _summary(_shown_name(args.document_data), data.fingerprint, data.train, data.eval, refused)
+    return TrainingData(data.train, data.eval, summary, data.refused)
 
 
 def _query_rows(
