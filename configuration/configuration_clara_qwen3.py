@@ -56,10 +56,10 @@ class ClaraQwen3Config(SoftTokenConfig):
     doc_max_length: int = 256
     compression_rates: list[int] | tuple[int, ...] = (32,)
     lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.1
+    lora_alpha: float | int = 32
+    lora_dropout: float | int = 0.1
     num_retrieved: int = 5
-    retrieval_temperature: float = 0.02
+    retrieval_temperature: float | int = 0.02
     document_token_id: int = 151669
     stored_roles: list[str] | None = None
 
@@ -116,6 +116,11 @@ class ClaraQwen3Config(SoftTokenConfig):
         position = self.compression_rates.index(rate)
         first = self.separator_token_id + 1 + sum(counts[:position])
         return range(first, first + counts[position])
+
+    def parameter_part(self, name: str) -> str | None:
+        """Which part a new parameter, by its name, is of: its role, or `"memory_tokens"`."""
+        last = name.rpartition(".")[2]
+        return last if last in ROLES else "memory_tokens" if last == "memory" else None
 
 
 def chosen_rate(compression_rate: int | None, compression_rates: Sequence[int]) -> int:

@@ -108,9 +108,12 @@ class RecursiveQwenConfig(Qwen3Config):
         """Layers' worth of keys and values that the cache keeps of a token; a stock model keeps `num_hidden_layers`."""
         return self.layer_evaluations(num_cycles, L_cycles) if self.kv_sharing == "none" else self.num_hidden_layers
 
-    def layer_part(self, index: int) -> str:
-        """Which part a layer belongs to: `"prelude"`, `"core"` or `"coda"`."""
-        first, last = self.core_range
+    def parameter_part(self, name: str) -> str | None:
+        """Which part a layer's parameter, by its name in the backbone, is of: `"prelude"`, `"core"`, `"coda"`."""
+        module, _, rest = name.partition(".")
+        if module != "layers":
+            return None
+        (first, last), index = self.core_range, int(rest.partition(".")[0])
         return "prelude" if index < first else "core" if index < last else "coda"
 
 

@@ -34,6 +34,11 @@ class Graft:
         return "AutoModelForImageTextToText" in self.auto_classes
 
     @property
+    def reads_documents(self) -> bool:
+        """Whether its processor takes documents beside a question."""
+        return self.has_processor and not self.reads_images
+
+    @property
     def auto_map(self) -> dict[str, str]:
         """`auto_map` of a flat repository: Auto class -> "module.Class"."""
         return {auto: ".".join(path.split(".")[-2:]) for auto, path in self.auto_classes.items()}

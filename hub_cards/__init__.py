@@ -22,9 +22,12 @@ _HOMES = {
     "verify": "clean_room",
     "write_card": "workflows",
     "set_adapter_base": "workflows",
+    "export_role": "role_adapters",
+    "graft_clara": "workflows",
     "graft_perceiver_vlm": "workflows",
     "graft_recursive": "workflows",
     "graft_vision_bridge": "workflows",
+    "load_role": "role_adapters",
     "finish_run": "workflows",
     "export_folder": "workflows",
 }

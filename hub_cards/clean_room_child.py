@@ -34,13 +34,17 @@ def check_image() -> Image.Image:
 
 
 def check_batch(processor: Any) -> dict[str, torch.Tensor]:
-    """The fixed batch, left-padded: a row with an image and a row of text only; for a tokenizer, two rows of text."""
+    """The fixed batch, left-padded: a row with an image and a row of text only; with two documents and with none; for a
+    tokenizer, two rows of text.
+    """
     if isinstance(processor, PreTrainedTokenizerBase):
         prompts = list(PROMPTS_OF_TEXT)
         if processor.chat_template:
             rows = [[{"role": "user", "content": prompt}] for prompt in prompts]
             prompts = processor.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
         return dict(processor(prompts, padding=True, padding_side="left", return_tensors="pt"))
+    if hasattr(processor, "passages"):
+        return dict(processor(list(PROMPTS_OF_TEXT), [[PROMPTS[0], PROMPTS[1] * 3], []]))
     picture = [{"type": "image", "image": check_image()}, {"type": "text", "text": PROMPTS[0]}]
     text = [{"type": "text", "text": PROMPTS[1]}]
     rows = [[{"role": "user", "content": content}] for content in (picture, text)]
@@ -65,10 +69,11 @@ def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def greedy(model: Any, inputs: dict[str, torch.Tensor], use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`NEW_TOKENS` greedy tokens (B, N) and the logits (B, N, V) they were chosen from.
 
-    Barred are stop tokens and placeholders of images and videos: a model with random weights may choose one, and would
-    then be asked for one more image than there is.
+    Barred are stop tokens and placeholders of images, videos and documents: a model with random weights may choose one,
+    and would then be asked for one more item than there is.
     """
-    placeholders = [getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")]
+    names = ("image_token_id", "video_token_id", "document_token_id")
+    placeholders = [getattr(model.config, name, None) for name in names]
     output = model.generate(
         **inputs,
         max_new_tokens=NEW_TOKENS,
@@ -85,27 +90,19 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], use_cache: bool) -> tupl
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """Part -> number of parameters; a part is a child of the backbone, or a child beside it. Tied ones count once."""
-    seen: set[int] = set()
+    """Part -> number of parameters; a part is a child of the backbone, or a child beside it, or what the configuration
+    calls it. Tied ones count once, and the part that has no others is there with 0.
+    """
+    own = getattr(model.config, "parameter_part", None)
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     counts: dict[str, int] = {}
-    for name, part in _parts(model):
-        parameters = {id(p): p.numel() for p in part.parameters()}
-        if parameters:
-            counts[name] = counts.get(name, 0) + sum(n for p, n in parameters.items() if p not in seen)
-            seen |= parameters.keys()
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        short = name.removeprefix(prefix)
+        part = (own and own(short)) or short.partition(".")[0]
+        counts[part] = counts.get(part, 0) + (0 if id(parameter) in seen else parameter.numel())
+        seen.add(id(parameter))
     return counts
-
-
-def _parts(model: Any) -> Iterator[tuple[str, Any]]:
-    """Modules by part; the layers of a model with several kinds of them go by what its configuration calls them."""
-    backbone = model.base_model
-    for name, child in backbone.named_children():
-        if name == "layers" and hasattr(backbone.config, "layer_part"):
-            yield from ((backbone.config.layer_part(index), layer) for index, layer in enumerate(child))
-        else:
-            yield name, child
-    if backbone is not model:
-        yield from ((name, child) for name, child in model.named_children() if child is not backbone)
 
 
 class _Refuse(MetaPathFinder):

@@ -84,7 +84,7 @@ def export_repository(
     out = free_target(out, overwrite)
     card = card or build_card(model.config, repo_id=placeholder_repo_id(out))
     kept = _graft_tensors(model) if graft_only else None
-    with _staged(out) as folder:
+    with staged(out) as folder:
         model.save_pretrained(folder, state_dict=kept, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
         _finish(folder, auto_map, code, card, files, {"graft_only": True} if graft_only else {})
@@ -138,7 +138,7 @@ def export_preset(
         return export_repository(model, processor, out, card=card, overwrite=overwrite)
     config.architectures = [model_class.__name__]
     auto_map = _auto_map(config)
-    with _staged(out) as folder:
+    with staged(out) as folder:
         for part in (config, generation, processor):
             part.save_pretrained(folder)
         _finish(folder, auto_map, _live_code(config, auto_map, [config]), card)
@@ -193,7 +193,7 @@ def free_target(out: str | os.PathLike, overwrite: bool) -> Path:
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end, or disappears."""
     staging = out.with_name(f".{out.name}.{uuid4().hex[:8]}.partial")
     try:

@@ -1,7 +1,7 @@
 """What publishing has to know of a model beyond the table of grafts: its classes at hand, its processor from a config.
 
-A new graft with images adds one function to `PROCESSORS`; everything else here follows from `GRAFTS`. What a model of
-text alone has in the place of a processor is its tokenizer.
+A new graft with a processor adds one function to `PROCESSORS`; everything else here follows from `GRAFTS`. What a model
+of text alone has in the place of a processor is its tokenizer.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,14 @@ from transformers import (
 from ..configuration import GRAFTS, Graft
 from ..configuration.code_files import PACKAGE
 from ..processing import (
+    ClaraQwen3Processor,
     Qwen3PerceiverProcessor,
     Qwen3VisionBridgeProcessor,
+    add_memory_tokens,
     build_qwen_tokenizer,
     load_chat_template,
 )
+from ..processing.memory_tokens import new_token_names
 from ..processing.qwen_tokenizer import QWEN3_SPECIAL_TOKENS
 from ..processing.vision_language_processing import vision_token_ids
 from .clean_room_child import count_parameters
@@ -112,7 +115,7 @@ def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
 
 def load_processor(graft: Graft, directory: Path) -> Processor:
     """What a folder of a graft turns text into tensors with, by the package's own class."""
-    if graft.reads_images:
+    if graft.has_processor:
         return graft_class(graft, "AutoProcessor").from_pretrained(directory)
     return AutoTokenizer.from_pretrained(directory)
 
@@ -130,7 +133,7 @@ def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
             share.
     """
     graft = GRAFTS.get(config.model_type)
-    if graft is not None and not graft.reads_images:
+    if graft is not None and not graft.has_processor:
         tokenizer = tokenizer or build_qwen_tokenizer(config.pad_token_id)
         _check_fit(tokenizer, {"pad_token_id": tokenizer.pad_token_id}, config)
         tokenizer.chat_template = load_chat_template()
@@ -140,9 +143,10 @@ def build_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
             f"No processor is known for `model_type` {config.model_type!r} (known: {', '.join(PROCESSORS)}). Build it "
             "by hand and give it to `export_repository`."
         )
-    if tokenizer is None:
-        tokenizer = build_qwen_tokenizer(config.image_token_id - list(QWEN3_SPECIAL_TOKENS).index("<|image_pad|>"))
-    _check_fit(tokenizer, vision_token_ids(tokenizer), config)
+    if graft.reads_images:
+        if tokenizer is None:
+            tokenizer = build_qwen_tokenizer(config.image_token_id - list(QWEN3_SPECIAL_TOKENS).index("<|image_pad|>"))
+        _check_fit(tokenizer, vision_token_ids(tokenizer), config)
     return PROCESSORS[config.model_type](config, tokenizer)
 
 
@@ -195,7 +199,18 @@ def _vision_bridge_processor(config: PreTrainedConfig, tokenizer: PreTrainedToke
     return Qwen3VisionBridgeProcessor(image_processor, tokenizer, chat_template=load_chat_template())
 
 
-PROCESSORS: dict[str, Callable[[PreTrainedConfig, PreTrainedTokenizerBase], ProcessorMixin]] = {
+def _clara_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> ProcessorMixin:
+    names = new_token_names(config.doc_max_length, config.compression_rates)
+    if tokenizer is None:
+        tokenizer = build_qwen_tokenizer(config.document_token_id - len(QWEN3_SPECIAL_TOKENS), (), names)
+        tokenizer.chat_template = load_chat_template()
+    add_memory_tokens(tokenizer, config.doc_max_length, config.compression_rates)
+    _check_fit(tokenizer, {"document_token_id": tokenizer.convert_tokens_to_ids(names[0])}, config)
+    return ClaraQwen3Processor(tokenizer, config.doc_max_length, config.compression_rates)
+
+
+PROCESSORS: dict[str, Callable[[PreTrainedConfig, PreTrainedTokenizerBase | None], ProcessorMixin]] = {
+    "clara_qwen3": _clara_processor,
     "qwen3_perceiver": _perceiver_processor,
     "qwen3_vision_bridge": _vision_bridge_processor,
 }

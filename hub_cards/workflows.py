@@ -5,7 +5,7 @@ Each is a short sequence over the exporter, the cards and the clean room.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from ..configuration import GRAFTS, Graft, Qwen3PerceiverConnectorConfig
 from ..configuration.layer_selection import LayerSelection
 from ..configuration.presets import RECOMMENDED_CONNECTOR
-from ..processing import load_chat_template
+from ..processing import ClaraQwen3Processor, add_memory_tokens, load_chat_template, set_response_template
 from ..processing.vision_language_processing import vision_token_ids
 from ..recipes.run_metadata import read_metadata, write_metadata
 from .cards import build_adapter_card, build_card, placeholder_repo_id
@@ -128,6 +128,60 @@ def graft_recursive(
     license = _license_of(source, model.config.base_models)
     card = build_card(model.config, repo_id=placeholder_repo_id(out), license=license)
     return export_repository(model, tokenizer, out, card=card, overwrite=overwrite)
+
+
+def graft_clara(
+    source: str,
+    out: Path,
+    *,
+    revision: str | None = None,
+    doc_max_length: int = 256,
+    compression_rates: Sequence[int] = (32,),
+    lora_rank: int = 16,
+    lora_alpha: float = 32,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    graft_only: bool = False,
+) -> Path:
+    """Give a Qwen3 the roles and tokens of CLaRa and export it.
+
+    Args:
+        source: repository id or folder of a dense Qwen3, with its tokenizer.
+        revision: branch, tag or commit of it.
+        doc_max_length: tokens of a passage at most.
+        compression_rates: tokens of a passage for one latent; the first one is the default.
+        lora_rank, lora_alpha: of the roles.
+        dtype: of the model; "auto" takes the source's.
+        graft_only: leave the source's weights where they are on the Hub.
+
+    Raises:
+        ValueError: rates out of range or too many for the vocabulary, a tokenizer without a chat template that leaves a
+            user's text as it is, what `ClaraQwen3ForCausalLM.from_qwen_pretrained` refuses, or a folder that is not
+            empty.
+    """
+    # The cheap refusals come before gigabytes are read.
+    out = free_target(out, overwrite)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer.chat_template = tokenizer.chat_template or load_chat_template()
+    add_memory_tokens(tokenizer, doc_max_length, compression_rates)
+    processor = ClaraQwen3Processor(set_response_template(tokenizer), doc_max_length, compression_rates)
+    processor("Does the template leave a question as it is?")
+    model = graft_class(GRAFTS["clara_qwen3"], "AutoModelForCausalLM").from_qwen_pretrained(
+        source,
+        revision=revision,
+        dtype=dtype,
+        doc_max_length=doc_max_length,
+        compression_rates=list(compression_rates),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        document_token_id=processor.document_token_id,
+    )
+    # A base model's generation stops at <|endoftext|> only; ours answers in turns.
+    model.generation_config.update(**generation_config(tokenizer).to_diff_dict())
+    card = build_card(
+        model.config, repo_id=placeholder_repo_id(out), license=_license_of(source, model.config.base_models)
+    )
+    return export_repository(model, processor, out, card=card, overwrite=overwrite, graft_only=graft_only)
 
 
 def _license_of(source: str, base_models: Mapping[str, Mapping[str, str]] | None) -> str | None:

@@ -30,12 +30,12 @@ class MemoryEmbedding(nn.Embedding):
         """New rows as those of a new vocabulary are."""
         nn.init.normal_(self.memory, std=std)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(…) ids to (…, D)."""
-        rows = input - self.first
+        rows = ids - self.first
         new = (rows >= 0) & (rows < self.count)
         memory = functional.embedding(rows.clamp(0, self.count - 1), self.memory)
-        return torch.where(new.unsqueeze(-1), memory.to(self.weight.dtype), super().forward(input))
+        return torch.where(new.unsqueeze(-1), memory.to(self.weight.dtype), super().forward(ids))
 
 
 __all__ = ["MemoryEmbedding"]

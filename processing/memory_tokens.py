@@ -6,8 +6,7 @@ They are known by their names and survive every copy, pickle and save of the tok
 
 from collections.abc import Sequence
 
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from ..configuration.configuration_clara_qwen3 import check_rates
 

@@ -6,7 +6,6 @@ nothing to train at all.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,35 +236,29 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     weights in 4 bits, two lie in a byte; counted is what they stand for.
     """
     counts: dict[str, dict[str, int]] = defaultdict(lambda: {"total": 0, "trained": 0})
-    layer_part = _layer_part(model)
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
-        part, packed = counts[_part(name, layer_part)], getattr(parameter, "quant_state", None)
+        part, packed = counts[_part(name, model)], getattr(parameter, "quant_state", None)
         count = parameter.numel() if packed is None else packed.shape.numel()
         part["total"] += count
         part["trained"] += count if parameter.requires_grad else 0
     return dict(counts)
 
 
-def _layer_part(model: nn.Module) -> Callable[[int], str] | None:
-    """What a model with several kinds of layers calls the part that a layer belongs to."""
-    return getattr(getattr(model, "config", None), "layer_part", None)
-
-
-def _part(name: str, layer_part: Callable[[int], str] | None) -> str:
-    """`base_model.model.model.connector.projector.fc1.weight` -> `connector`; layers go by what `layer_part` says."""
+def _part(name: str, model: nn.Module) -> str:
+    """`base_model.model.model.connector.projector.fc1.weight` -> `connector`, or what the configuration calls it."""
     wrappers = {"base_model", "model", "module", "_orig_mod"}
     pieces = [piece for piece in name.split(".") if piece not in wrappers]
-    return layer_part(int(pieces[1])) if layer_part is not None and pieces[0] == "layers" else pieces[0]
+    own = getattr(getattr(model, "config", None), "parameter_part", None)
+    return (own and own(".".join(pieces))) or pieces[0]
 
 
 def _lora_modules(model: nn.Module) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
-    layer_part = _layer_part(model)
     for name, _ in model.named_modules():
         if name.endswith("lora_A"):
-            counts[_part(name, layer_part)] += 1
+            counts[_part(name, model)] += 1
     return dict(counts)
 
 

@@ -42,7 +42,7 @@ def test_a_recursive_preset_is_the_published_model_and_little_more(name: str, st
     assert config.layer_evaluations() == config.cache_slots() == layers + 11 * (core[1] - core[0])
     config.kv_sharing = "last"
     assert config.cache_slots() == layers
-    parts = [config.layer_part(index) for index in range(layers)]
+    parts = [config.parameter_part(f"layers.{index}.mlp") for index in range(layers)]
     assert parts == ["prelude"] * core[0] + ["core"] * (core[1] - core[0]) + ["coda"] * (layers - core[1])
 
 

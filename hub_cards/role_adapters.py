@@ -1,0 +1,100 @@
+"""The roles of a CLaRa model as PEFT adapters of the stock Qwen3, one folder each.
+
+    export_role("outputs/clara-4b", "generator", "outputs/clara-4b-generator")
+    PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(BASE), "outputs/clara-4b-generator")
+
+PEFT loads, merges and pushes them like any other adapter. What it cannot hold are the embeddings of the new tokens: the
+compressor's and the query reasoner's folders have them as `memory_tokens.safetensors`.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..configuration.configuration_clara_qwen3 import ROLES
+from ..modeling.role_lora import load_role_tensors, role_linears, role_tensors
+from .exporter import free_target, staged
+
+MEMORY_TOKENS = "memory_tokens.safetensors"
+
+
+def export_role(model: str | os.PathLike | PreTrainedModel, role: str, out: str | os.PathLike) -> Path:
+    """Write a role of a CLaRa model as a PEFT adapter of the Qwen3 that it was made of.
+
+    Args:
+        model: a folder or repository id, or the model itself.
+        role: "compressor", "query_reasoner" or "generator".
+        out: the folder; its parents are made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no such role, another kind of model, or a folder that is not empty.
+    """
+    if role not in ROLES:
+        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    out = free_target(out, overwrite=False)
+    if not isinstance(model, PreTrainedModel):
+        model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
+    config = model.config
+    if config.model_type != "clara_qwen3":
+        raise ValueError(f"This is a {config.model_type!r}, which has no roles; only CLaRa models have.")
+    language = model.base_model.language_model
+    base = (config.base_models or {}).get("language", {})
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=sorted({name.rpartition(".")[2] for name, _ in role_linears(language)}),
+        base_model_name_or_path=base.get("repo_id"),
+        revision=base.get("revision"),
+        inference_mode=True,
+    )
+    with staged(out) as folder:
+        adapter.save_pretrained(folder)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in role_tensors(language, role).items()}
+        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        if role != "generator":
+            memory = language.embed_tokens.memory.detach().cpu().contiguous()
+            save_file({"memory": memory}, folder / MEMORY_TOKENS, metadata={"format": "pt"})
+    return out
+
+
+@torch.no_grad()
+def load_role(model: PreTrainedModel, role: str, folder: str | os.PathLike) -> None:
+    """Fill a role from a PEFT adapter of the same base, and the new embeddings if they lie beside it.
+
+    Raises:
+        ValueError: no such role, an adapter of another scale, or tensors that do not fit; nothing was changed.
+    """
+    if role not in ROLES:
+        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    folder, config = Path(folder), model.config
+    adapter = LoraConfig.from_pretrained(folder)
+    scales = adapter.lora_alpha / adapter.r, config.lora_alpha / config.lora_rank
+    if scales[0] != scales[1] or adapter.use_rslora or adapter.use_dora:
+        raise ValueError(
+            f"The adapter scales its terms by {scales[0]:g} (lora_alpha / r), the model by {scales[1]:g}, and knows "
+            "plain LoRA only. Train it with the model's `lora_rank` and `lora_alpha`."
+        )
+    language = model.base_model.language_model
+    memory_file = folder / MEMORY_TOKENS
+    memory = load_file(memory_file)["memory"] if memory_file.is_file() else None
+    if memory is not None and memory.shape != language.embed_tokens.memory.shape:
+        raise ValueError(
+            f"{MEMORY_TOKENS} holds {len(memory)} new embeddings, the model {len(language.embed_tokens.memory)}: other "
+            "compression rates."
+        )
+    load_role_tensors(language, role, load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    if memory is not None:
+        language.embed_tokens.memory.copy_(memory)
+
+
+__all__ = ["MEMORY_TOKENS", "export_role", "load_role"]
