@@ -26,7 +26,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from .. import configuration, modeling, processing  # noqa: F401  registers the grafts with the Auto classes
 from .clara_stages import ClaraArguments, check_clara, is_clara, start_roles, trained_names
 from .clara_trainer import ClaraSFTTrainer
-from .document_collator import DocumentCollator
+from .document_collator import document_collator
 from .graft_trainer import GraftSFTTrainer
 from .held_out import HeldOutRows
 from .model_loading import load_config, load_model, load_processor, pin_revision
@@ -125,17 +125,14 @@ def main(
     elif is_clara(config):
         own = {"clara": graft_args, "stage": graft_args.stage}
         graft_args.trainable = graft_args.trainable or trained_names(graft_args.stage)
-        start_roles(model, graft_args)
         model.processor = processor
-        data.collator = DocumentCollator(
-            processor,
-            graft_args.stage,
-            rates=graft_args.compression_rates or config.compression_rates,
-            num_retrieved=graft_args.num_retrieved or config.num_retrieved,
-            max_length=training_args.max_length,
-        )
+        start_roles(model, graft_args)
     if not model_args.use_peft:
         freeze(model, graft_args.trainable, frozen_parts(model, graft_args))
+    if is_clara(config):
+        data.collator = document_collator(
+            model, processor, graft_args.stage, graft_args, (data.train, data.eval), training_args.max_length
+        )
     training_args.remove_unused_columns = False  # images are no argument of any `forward`
     if graft_args.streaming:
         read_in_order(training_args)

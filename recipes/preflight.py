@@ -170,19 +170,20 @@ def preflight_documents(model: PreTrainedModel, processor: ProcessorMixin, batch
     labels_BS = batch["labels"] if prompts else torch.full_like(ids_BS, -100)
     mask_BS = batch["attention_mask"].bool() if prompts else ids_BS != tokenizer.pad_token_id
     vocabulary = config.get_text_config().vocab_size
-    if outside := sum(int((ids >= vocabulary).sum()) for ids in (ids_BS, batch["document_input_ids"])):
+    documents_NL = batch.get("document_input_ids", ids_BS[:0])  # or latents, which are no ids
+    if outside := sum(int((ids >= vocabulary).sum()) for ids in (ids_BS, documents_NL)):
         raise ValueError(
             f"{outside} ids of the first batch are outside the model's vocabulary of {vocabulary}. Take the processor "
             "of the model's own repository."
         )
     if "positives" in batch and (without := int((~batch["positives"].any(dim=1)).sum())):
         raise ValueError(f"{without} of {len(ids_BS)} questions of the first batch have no right document.")
-    _check_length(model, max(ids_BS.shape[1], batch["document_input_ids"].shape[1]))
+    _check_length(model, max(ids_BS.shape[1], documents_NL.shape[1]))
     return Preflight(
         text=_collapse(tokenizer.decode(ids_BS[0][mask_BS[0]]), processor.document_token),
         supervised=tokenizer.decode(labels_BS[0][labels_BS[0] != -100]),
         rows=len(ids_BS),
-        tokens=int(mask_BS.sum()) + int((batch["document_input_ids"] != tokenizer.pad_token_id).sum()),
+        tokens=int(mask_BS.sum()) + int((documents_NL != tokenizer.pad_token_id).sum()),
         supervised_tokens=int((labels_BS != -100).sum()),
         image_tokens=0,
         parameters=_trained_parameters(model),
