@@ -6,7 +6,7 @@ that a run that is resumed draws the same ones.
 While the compressor does not train, every document is compressed once before the first step, and batches carry latents
 in place of documents. Then a question can be held against all documents there are, at the price of a matrix product.
 
-Shapes: B rows, N passages of the batch, L tokens of a passage or question, M latents of a passage of width D, S tokens of
+Shapes: B rows, N passages of the batch, L tokens of a passage or question, M latents of width D of a passage, S of
 a prompt.
 """
 
@@ -86,10 +86,10 @@ class DocumentCollator:
         """One batch.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` (B, S), padded on the right, and `document_input_ids` (N, L), or where
-            latents are at hand `memory` (N, M, D). Where questions choose their documents also `query_input_ids` (B, L),
-            `candidates` and `positives` (B, N), and the prompts have room for as many passages as can be chosen;
-            retrieval alone has no prompts.
+            `input_ids`, `attention_mask`, `labels` (B, S), padded on the right, and `document_input_ids` (N, L), or
+            where latents are at hand `memory` (N, M, D). Where questions choose their documents also `query_input_ids`
+            (B, L), `candidates` and `positives` (B, N), and the prompts have room for as many passages as can be
+            chosen; retrieval alone has no prompts.
 
         Raises:
             ValueError: a row that the processor refuses, or a prompt longer than `max_length`.
