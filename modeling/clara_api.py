@@ -291,8 +291,9 @@ class AnsweringMixin:
     def _from_index(
         self, questions: Sequence[str], index: Any, top_k: int | None
     ) -> list[list[tuple[UsedDocument, torch.Tensor]]]:
-        index.check(self.model.fingerprint(index.compression_rate))
-        queries = self.encode_query(questions, compression_rate=index.compression_rate)
+        rate = index.settings.compression_rate
+        index.check(self.model.fingerprint(rate))
+        queries = self.encode_query(questions, compression_rate=rate)
         found = index.search(queries, self.config.num_retrieved if top_k is None else top_k)
         chosen = []
         for scores, rows in zip(found.scores.tolist(), found.rows, strict=True):

@@ -150,7 +150,8 @@ def compare(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("stage", ["compression", "end_to_end"])
 def test_two_processes_equal_one(words, run_script, tmp_path, stage):
     """DDP over gloo: two processes with half the batch each give the one-process losses and weights."""
-    shared = {"optim": "sgd", "learning_rate": 0.05, "gradient_checkpointing": True}
+    # Each process draws the rate of its own batch, so there is one to draw.
+    shared = {"optim": "sgd", "learning_rate": 0.05, "gradient_checkpointing": True, "compression_rates": 4}
     run_script(words(tmp_path / "one", stage, per_device_train_batch_size=4, **shared))
     run_script(words(tmp_path / "two", stage, per_device_train_batch_size=2, **shared), processes=2)
     compare(tmp_path / "one", tmp_path / "two")
@@ -160,7 +161,7 @@ def test_two_processes_equal_one(words, run_script, tmp_path, stage):
 def test_sharded_run_equals_one_process(words, run_script, tmp_path):
     """FSDP2 over two gloo processes; its checkpoint goes on in two processes again."""
     config = tmp_path / "fsdp.yaml"
-    shared = {"learning_rate": 1e-3, "adam_epsilon": 1e-2}
+    shared = {"learning_rate": 1e-3, "adam_epsilon": 1e-2, "compression_rates": 4}
     run_script(words(tmp_path / "one", "instruction", per_device_train_batch_size=4, **shared))
     arguments = words(tmp_path / "two", "instruction", per_device_train_batch_size=2, **shared)
     fsdp = """

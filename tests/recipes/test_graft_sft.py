@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from qwen_grafts.configuration import preset_config
 from qwen_grafts.hub_cards import export_folder, finish_run, verify
+from qwen_grafts.recipes.clara_stages import check_clara
 from qwen_grafts.recipes.graft_sft import main, parse
 from qwen_grafts.recipes.recursive_trainer import check_recursion
 from qwen_grafts.recipes.resume import last_complete_checkpoint
@@ -255,3 +256,6 @@ def test_recipe_says_what_it_needs_and_parses(recipe):
         assert sum(getattr(graft_args, source) is not None for source in SOURCES) == 1
         if recipe.parent.name == "recursive_qwen":
             check_recursion(graft_args, preset_config("recursive-tiny" if recipe.stem == "tiny" else "recursive-0.6b"))
+        if recipe.parent.name == "clara":
+            preset = "clara-tiny" if recipe.stem == "tiny" else "clara-4b"
+            check_clara(graft_args, graft_args.stage, preset_config(preset))
