@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClaraIndex": "recipes.latent_index",
     "ClaraQwen3Config": "configuration",
     "ClaraQwen3ForCausalLM": "modeling",
     "ClaraQwen3Model": "modeling",

@@ -354,6 +354,53 @@ def inference(
 
 
 @app.command()
+def index(
+    repository: Annotated[str, typer.Argument(help="A CLaRa model: folder or repository id.")],
+    documents: Annotated[str, typer.Argument(help=".txt, JSON, CSV or Parquet file, folder, Hub id; ids in `id`.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    rate: Annotated[int | None, typer.Option(help="Compression rate; default: the model's first.")] = None,
+    text_key: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    add: Annotated[bool, typer.Option("--add", help="Add to an index that is there.")] = False,
+    num_processes: Annotated[int, typer.Option(help="Processes that build this index, each by this command.")] = 1,
+    process_index: Annotated[int, typer.Option(help="Which of them this one is, from 0.")] = 0,
+) -> None:
+    """Compress documents once, into an index to search and to answer from; started again, it goes on.
+
+    Example: `qwen-grafts index outputs/clara-4b documents.jsonl outputs/index`
+    """
+    from .document_commands import index as build
+
+    if add and (rate is not None or num_processes > 1):
+        raise ValueError(
+            "`--add` takes the rate of the index and one process; leave out `--rate` and `--num-processes`."
+        )
+    settings = {"compression_rate": rate, "num_processes": num_processes, "process_index": process_index}
+    build(repository, documents, directory, text_key=text_key, add=add, console=console, **settings)
+
+
+@app.command()
+def answer(
+    repository: Annotated[str, typer.Argument(help="A CLaRa model: folder or repository id.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    document: Annotated[list[Path] | None, typer.Option(help="A text file; give it again for more of them.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Or: the folder of an index.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Answer from that many; default: all files, or the model's.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 128,
+) -> None:
+    """Answer a question from compressed documents, and show which.
+
+    Example: `qwen-grafts answer outputs/clara-4b "Who built the lighthouse?" --index outputs/index --top-k 5`
+    """
+    from .document_commands import answer as answer_question
+
+    answer_question(
+        repository, question, document or [], index, top_k=top_k, max_new_tokens=max_new_tokens, console=console
+    )
+
+
+@app.command()
 def demo(
     graft: Annotated[
         str, typer.Argument(help="`perceiver-vlm`, `vision-bridge`, `qwen3-vl-sft` or `recursive`.")

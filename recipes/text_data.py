@@ -55,7 +55,7 @@ def load_text(
         ValueError: no file that is read here, no such column, one that is no text, or nothing but empty texts.
     """
     shown = Path(source).name
-    splits = _read(source, config_name)
+    splits = read_texts(source, config_name)
     for name, rows in splits.items():
         if text_key not in rows.column_names:
             raise ValueError(
@@ -116,7 +116,12 @@ def load_token_rows(
     return TextRows(*_split(splits, max_samples, eval_ratio, seed))
 
 
-def _read(source: str, config_name: str | None) -> dict[str, Dataset]:
+def read_texts(source: str, config_name: str | None) -> dict[str, Dataset]:
+    """Split -> rows of a source as `load_text` takes it, with all their columns.
+
+    Raises:
+        ValueError: no file that is read here, or one that is no text.
+    """
     path = Path(source)
     if source == BUILT_IN:
         return {"train": Dataset.from_dict({"text": [str(topic) for _, topic in sorted(topics.items())]})}
@@ -143,4 +148,4 @@ def _split(
     return train, held_out
 
 
-__all__ = ["BUILT_IN", "TextRows", "load_text", "load_token_rows"]
+__all__ = ["BUILT_IN", "TextRows", "load_text", "load_token_rows", "read_texts"]
