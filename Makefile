@@ -7,7 +7,7 @@ SERVE := .venv-serve
 PARALLEL := --numprocesses logical --maxprocesses 4
 SERVE_STAMP := $(SERVE)/.installed
 
-.PHONY: demo demo-vision-bridge demo-qwen3-vl-sft demo-recursive test test-slow style bench serve-check clean
+.PHONY: demo demo-vision-bridge demo-qwen3-vl-sft demo-recursive demo-clara test test-slow style bench serve-check clean
 
 demo: $(STAMP)
 	$(BIN)/qwen-grafts demo
@@ -20,6 +20,9 @@ demo-qwen3-vl-sft: $(STAMP)
 
 demo-recursive: $(STAMP)
 	$(BIN)/qwen-grafts demo recursive
+
+demo-clara: $(STAMP)
+	$(BIN)/qwen-grafts demo clara
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -41,6 +44,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/recursive_depth.py
 	test -f demo/recursive/published/model.safetensors || $(BIN)/qwen-grafts demo recursive
 	$(BIN)/python benchmarks/recursive_halting.py
+	$(BIN)/python benchmarks/latent_index.py
+	$(BIN)/python benchmarks/clara_against_reference.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve

@@ -5,6 +5,9 @@
 "questions": requests are [{"image": path, "question": text, "enable_thinking": true, false or null}, …]; answers, each
 {"thought", "answer"}, come in the same order.
 
+"documents", of a CLaRa model: requests are {"question", "documents": [text, …]}, answered from all of them as
+{"answer"}, or {"find": question, "documents"}, answered by the best one as {"text", "score", "index"}.
+
 "values", of a recursive model: requests are {"rows": [[token, …], …], "num_cycles", "halt_threshold"}; answers are
 [{"values": [token, …], "cycles": [number, …]}, …], an item a token.
 """
@@ -69,7 +72,21 @@ def values(repository: str, asked: dict[str, Any]) -> list[dict[str, list[Any]]]
     return answers
 
 
-TASKS = {"questions": questions, "values": values}
+def documents(repository: str, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Greedy answers from documents, and the documents that fit best."""
+    model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
+    answers = []
+    for request in requests:
+        if "find" in request:
+            best = model.retrieve(request["find"], request["documents"], top_k=1)
+            index = int(best.indices[0, 0])
+            answers.append({"text": request["documents"][index], "score": float(best.scores[0, 0]), "index": index})
+        else:
+            answers.append({"answer": model.answer(request["question"], request["documents"]).text})
+    return answers
+
+
+TASKS = {"documents": documents, "questions": questions, "values": values}
 
 
 def main(task: str, repository: str, requests_file: str, answers_file: str) -> None:

@@ -403,7 +403,7 @@ def answer(
 @app.command()
 def demo(
     graft: Annotated[
-        str, typer.Argument(help="`perceiver-vlm`, `vision-bridge`, `qwen3-vl-sft` or `recursive`.")
+        str, typer.Argument(help="`perceiver-vlm`, `vision-bridge`, `qwen3-vl-sft`, `recursive` or `clara`.")
     ] = "perceiver-vlm",
     directory: Annotated[
         Path | None,

@@ -1,7 +1,8 @@
 """`qwen-grafts demo`: one promise of this package once, offline, on two CPU cores.
 
 What a demo does, step by step, is in its own file: `demo_perceiver_vlm.py`, `demo_vision_bridge.py`,
-`demo_qwen3_vl_sft.py`, `demo_recursive.py`. What they share is in `demo_steps.py` and `demo_results.py`.
+`demo_qwen3_vl_sft.py`, `demo_recursive.py`, `demo_clara.py`. What they share is in `demo_steps.py` and
+`demo_results.py`.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import demo_perceiver_vlm, demo_qwen3_vl_sft, demo_recursive, demo_vision_bridge
+from . import demo_clara, demo_perceiver_vlm, demo_qwen3_vl_sft, demo_recursive, demo_vision_bridge
 from .demo_steps import ask_clean, show_reply
 from .processing.guarded_images import open_image
 
@@ -42,6 +43,7 @@ DEMOS = {
     "qwen3-vl-sft": Demo(
         demo_qwen3_vl_sft.run, Path("demo", "qwen3-vl-sft"), "qwen-grafts demo qwen3-vl-sft", thinks=False
     ),
+    "clara": Demo(demo_clara.run, Path("demo", "clara"), "qwen-grafts demo clara", thinks=False, sees=False),
     "recursive": Demo(
         demo_recursive.run, Path("demo", "recursive"), "qwen-grafts demo recursive", thinks=False, sees=False
     ),
@@ -76,7 +78,8 @@ def ask(graft: str, directory: Path | None, image: Path, question: str, *, think
     demo = _demo(graft)
     published = (directory or demo.directory) / "published"
     if not demo.sees:
-        raise ValueError(f"The model of {graft} reads no images; `qwen-grafts inference {published} TEXT` asks it.")
+        command = "answer" if graft == "clara" else "inference"
+        raise ValueError(f"The model of {graft} reads no images; `qwen-grafts {command} {published} TEXT` asks it.")
     if thinking and not demo.thinks:
         raise ValueError(f"The model of {graft} was not taught to think; `qwen-grafts demo vision-bridge` has one.")
     if not (published / "model.safetensors").is_file():

@@ -223,7 +223,7 @@ def split_topic_questions(
         kept[question.document].append(question)
     new: set[TopicQuestion] = set()
     for question in rng.sample(seen, len(seen)):
-        rest = [other for other in kept[question.document] if not _gives_away(other, question)]
+        rest = [other for other in kept[question.document] if not gives_away(other, question)]
         if len(new) < round(new_questions * len(seen)) and question in kept[question.document] and rest:
             kept[question.document] = rest
             new.add(question)
@@ -241,7 +241,7 @@ def split_topic_questions(
     return split
 
 
-def _gives_away(question: TopicQuestion, held_out: TopicQuestion) -> bool:
+def gives_away(question: TopicQuestion, held_out: TopicQuestion) -> bool:
     """Whether a question about the same document, or its answer, holds the other one's answer; or it is that one."""
     return held_out.answer.lower() in f"{question.question} {question.answer}".lower()
 

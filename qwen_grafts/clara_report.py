@@ -1,0 +1,84 @@
+"""The report page of CLaRa's demo: retrieval and answers beside their controls, rate against quality, samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from .recipes.topic_practice import CHOICE_CHANCE
+from .report import inlined, loss_curve, write_page
+
+WAYS = {"own document": "#2a6fdb", "another document": "#6f6f6f", "no document": "#b8b8b8"}
+
+
+def write_clara_report(
+    path: Path,
+    *,
+    retrieval: Mapping[str, Mapping[str, Mapping[str, float]]],
+    answers: Mapping[str, Mapping[str, float]],
+    rates: Sequence[int],
+    documents: int,
+    metadata: dict[str, Any],
+    finding: dict[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    card: str,
+    seconds: float,
+) -> Path:
+    """Write the page.
+
+    Args:
+        retrieval: "untrained" and "trained" -> rate -> measure -> share.
+        answers: what was asked -> way of answering -> share that was right.
+        rates: compression rates.
+        documents: how many there were to find one among.
+        metadata, finding: contents of `training_meta.json` of the published model and of its first step.
+        samples: {"question", "expected", "answer", "asked", "found", "score", "right"}.
+        card: the model card's Markdown with its YAML header.
+        seconds: wall-clock time of the whole demo.
+    """
+    return write_page(
+        path,
+        "clara_report.html.jinja",
+        headline="Documents as latents: compressed once, found, and answered from",
+        retrieval=retrieval,
+        answers=answers,
+        ways=WAYS,
+        documents=documents,
+        chance=CHOICE_CHANCE,
+        metadata=metadata,
+        finding=finding,
+        samples=samples,
+        minutes=seconds / 60,
+        rate_figure=inlined(rate_figure(retrieval["trained"], answers, rates, documents)),
+        loss_curve=inlined(loss_curve(finding)),
+        card=card,
+    )
+
+
+def rate_figure(
+    retrieval: Mapping[str, Mapping[str, float]],
+    answers: Mapping[str, Mapping[str, float]],
+    rates: Sequence[int],
+    documents: int,
+) -> plt.Figure:
+    """Quality against compression rate: the right document first, and answers from the own document."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    ordered = sorted(rates)
+    measures = {
+        "right document first": [retrieval[str(rate)]["recall@1, known documents"] for rate in ordered],
+        "right answer": [answers[f"known documents, rate {rate}"]["own document"] for rate in ordered],
+        "right answer without it": [answers[f"known documents, rate {rate}"]["no document"] for rate in ordered],
+    }
+    for (name, shares), colour in zip(measures.items(), ("#d1495b", "#2a6fdb", "#b8b8b8"), strict=True):
+        axes.plot(ordered, shares, "o-", color=colour, label=name)
+    axes.axhline(CHOICE_CHANCE, color="black", linestyle="dotted", linewidth=1)
+    axes.axhline(1 / documents, color="#d1495b", linestyle="dotted", linewidth=1)
+    axes.set(xscale="log", xlabel="tokens of a document for one latent", ylabel="share", ylim=(0, 1.04))
+    axes.set_xticks(ordered, [str(rate) for rate in ordered])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+    return figure

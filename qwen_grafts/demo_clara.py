@@ -1,0 +1,305 @@
+"""The demo of CLaRa: documents become latents, are found by them, and questions are answered from them.
+
+0  a tiny CLaRa with random weights, and rows of questions about real text     (where a real run grafts a Qwen3)
+1  learn which passage a question is about, everything training                 `recipes/clara/demo_retrieval.yaml`
+2  learn to answer from latents, the generator training                         `recipes/clara/demo_answers.yaml`
+3  publish: export, card, clean-room check
+4  compress all documents into an index, and measure: retrieval among all of them, answers, rates, controls
+5  load the published copy in a clean process and ask held-out questions
+
+The text is Python's own reference, as `help()` prints it. Nothing that is asked in step 4 was trained on.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+
+from .clara_report import write_clara_report
+from .configuration import ClaraQwen3Config
+from .configuration.presets import NUM_SPECIAL_TOKENS, tiny_qwen3_text_config
+from .demo_steps import answer_clean, publish, train_tiny
+from .hub_cards import export_folder, export_repository
+from .hub_cards.graft_parts import generation_config
+from .modeling import ClaraQwen3ForCausalLM
+from .processing import ClaraQwen3Processor, build_qwen_tokenizer, load_chat_template
+from .processing.memory_tokens import new_token_names
+from .recipes.answer_metrics import exact_match
+from .recipes.document_index import index_documents
+from .recipes.run_metadata import read_metadata, write_metadata
+from .recipes.topic_documents import TopicDocument, topic_documents
+from .recipes.topic_practice import CHOICE_CHANCE, choice_questions, practice_questions
+from .recipes.topic_task import TopicQuestion, TopicSplit, split_topic_questions, topic_questions
+
+NAME = "clara-tiny-topics"
+DOCUMENTS = 220
+VOCABULARY, WIDTH, LAYERS = 1536, 128, 2
+DOC_MAX_LENGTH, RATES, RANK = 192, (16, 8, 48), 32
+TEMPERATURE = 0.05
+SHOWN, CANDIDATES = 8, 20
+MEASURED = 200
+
+
+def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) -> Path:
+    """Run every step; returns the report's path.
+
+    Args:
+        directory: receives `grafted/`, `data/`, `finding/`, `answering/`, `published/`, `index/` and `report.html`.
+        repo_id: also push the trained model to this repository of the Hub.
+        seed: of data, weights and training.
+    """
+    start = time.perf_counter()
+    directory.mkdir(parents=True, exist_ok=True)
+    documents = topic_documents()[:DOCUMENTS]
+    split = split_topic_questions(documents, topic_questions(documents, seed=seed), seed=seed)
+
+    console.rule("0  A tiny CLaRa with random weights, and questions about Python's reference")
+    grafted = make_tiny(directory / "grafted", documents, seed)
+    data = write_rows(directory / "data", split, seed)
+    for name, path in data.items():
+        console.print(f"{sum(1 for _ in path.open(encoding='utf-8')):,} rows to learn {name} from: {path}")
+    untrained = ClaraQwen3ForCausalLM.from_pretrained(grafted)
+    measured = {"untrained": measure_retrieval(untrained, documents, split)}
+
+    console.rule("1  Learn which passage a question is about")
+    train_tiny(
+        "clara", grafted, directory / "finding", seed, "demo_retrieval.yaml", ["--document_data", str(data["finding"])]
+    )
+    console.rule("2  Learn to answer from latents")
+    answering = directory / "answering"
+    train_tiny(
+        "clara",
+        directory / "finding",
+        answering,
+        seed,
+        "demo_answers.yaml",
+        ["--document_data", str(data["answering"])],
+    )
+
+    console.rule("3  Publish: export, card and clean-room check")
+    model = ClaraQwen3ForCausalLM.from_pretrained(answering)
+    measured["trained"] = measure_retrieval(model, documents, split)
+    answers = measure_answers(model, documents, split, seed)
+    write_metadata(
+        read_metadata(answering) | {"metrics": {"after": card_metrics(measured["trained"], answers)}}, answering
+    )
+    published = export_folder(answering, directory / "published", overwrite=True)
+    publish(published, repo_id, NAME, console)
+
+    console.rule("4  All documents in an index, held-out questions answered from it")
+    shutil.rmtree(directory / "index", ignore_errors=True)
+    rows = [{"id": str(document.id), "text": document.text} for document in documents]
+    index = index_documents(model, directory / "index", rows)
+    console.print(f"{index.num_documents} documents, {len(index)} passages in {index.directory}", soft_wrap=True)
+    console.print(retrieval_table(measured))
+    console.print(answer_table(answers))
+
+    console.rule("5  Load the published copy in a clean process and ask")
+    samples = ask_clean(published, documents, split, seed)
+    for sample in samples:
+        mark = "right" if exact_match(sample["answer"], [sample["expected"]]) else f"wrong, it is {sample['expected']}"
+        console.print(f"  {sample['question']}\n    {sample['answer']} ({mark})", highlight=False, markup=False)
+    report = write_clara_report(
+        directory / "report.html",
+        retrieval=measured,
+        answers=answers,
+        rates=RATES,
+        documents=len(documents),
+        metadata=read_metadata(published),
+        finding=read_metadata(directory / "finding"),
+        samples=samples,
+        card=(published / "README.md").read_text(encoding="utf-8"),
+        seconds=time.perf_counter() - start,
+    )
+    console.print(f"\nReport: {report}", soft_wrap=True)
+    console.print(
+        f'Ask it: qwen-grafts answer {published} "{samples[0]["question"]}" --index {index.directory} --top-k 1',
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    return report
+
+
+def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
+    """Export a CLaRa of two layers with random weights, whose tokenizer knows the documents' words."""
+    set_seed(seed)
+    names = new_token_names(DOC_MAX_LENGTH, RATES)
+    first_special = VOCABULARY - NUM_SPECIAL_TOKENS - len(names)
+    tokenizer = build_qwen_tokenizer(first_special, [document.text for document in documents], names)
+    tokenizer.chat_template = load_chat_template()
+    text = tiny_qwen3_text_config(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.05,
+    )
+    config = ClaraQwen3Config(
+        text_config=text,
+        doc_max_length=DOC_MAX_LENGTH,
+        compression_rates=RATES,
+        lora_rank=RANK,
+        lora_alpha=2 * RANK,
+        lora_dropout=0.0,
+        retrieval_temperature=TEMPERATURE,
+        document_token_id=tokenizer.convert_tokens_to_ids(names[0]),
+    )
+    model = ClaraQwen3ForCausalLM(config)
+    model.generation_config = generation_config(tokenizer)
+    processor = ClaraQwen3Processor(tokenizer, DOC_MAX_LENGTH, RATES)
+    return export_repository(model, processor, out, overwrite=True)
+
+
+def write_rows(folder: Path, split: TopicSplit, seed: int) -> dict[str, Path]:
+    """Rows of both steps as JSON lines, in the published form.
+
+    "finding": a question and the passage it is about; the others of its batch are the wrong ones. "answering": passages
+    with questions of choice.
+    """
+    text = {document.id: document.text for document in split.train_documents}
+    practice = practice_questions(split.train_documents, split.new_questions, seed=seed)
+    finding = [
+        {"question": asked.question, "docs": [text[asked.document]], "gold_answer": asked.answer, "pos_index": [0]}
+        for asked in [*practice, *split.train]
+    ]
+    answering = [
+        {"data_type": "qa", "question": [asked.question], "answers": [asked.answer], "docs": [text[asked.document]]}
+        for asked in choice_questions(split.train_documents, seed=seed, per_document=40)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, rows in (("finding", finding), ("answering", answering)):
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return paths
+
+
+def measure_retrieval(
+    model: ClaraQwen3ForCausalLM, documents: Sequence[TopicDocument], split: TopicSplit
+) -> dict[str, dict[str, float]]:
+    """Rate -> recall@1 and @5 among all documents, of held-out questions about known and about new documents."""
+    texts, place = [document.text for document in documents], {document.id: i for i, document in enumerate(documents)}
+    found = {}
+    for rate in RATES:
+        latents = model.compress(texts, compression_rate=rate)
+        found[str(rate)] = {}
+        for name, questions in (("known", split.new_questions[:MEASURED]), ("new", split.new_documents[:MEASURED])):
+            asked = [question.question for question in questions]
+            best = model.retrieve(asked, latents, top_k=5, compression_rate=rate).indices
+            right = best == torch.tensor([[place[question.document]] for question in questions])
+            found[str(rate)] |= {
+                f"recall@1, {name} documents": right[:, 0].float().mean().item(),
+                f"recall@5, {name} documents": right.any(dim=1).float().mean().item(),
+            }
+    return found
+
+
+def measure_answers(
+    model: ClaraQwen3ForCausalLM, documents: Sequence[TopicDocument], split: TopicSplit, seed: int
+) -> dict[str, dict[str, float]]:
+    """Kind of question and rate -> exact match from the question's own document, from none, from another one."""
+    text = {document.id: document.text for document in documents}
+    asked = {
+        "known documents": choice_questions(split.train_documents, seed=seed + 1, per_document=1, held_out=True),
+        "new documents": choice_questions(
+            split.held_out_documents,
+            seed=seed + 1,
+            per_document=MEASURED // len(split.held_out_documents),
+            others=documents,
+        ),
+    }
+    found = {}
+    for name, questions in asked.items():
+        questions = questions[:MEASURED]
+        own = [[text[question.document]] for question in questions]
+        for rate in RATES:
+            given = {"own document": own, "another document": [*own[1:], own[0]], "no document": [[] for _ in own]}
+            found[f"{name}, rate {rate}"] = {
+                way: _right(model, questions, texts, rate) for way, texts in given.items()
+            } | {"rows": len(questions)}
+    return found
+
+
+def _right(
+    model: ClaraQwen3ForCausalLM, questions: Sequence[TopicQuestion], texts: Sequence[Sequence[str]], rate: int
+) -> float:
+    asked = [question.question for question in questions]
+    written = model.answer(asked, texts, compression_rate=rate, max_new_tokens=8, batch_size=50)
+    hits = [exact_match(answer.text, [q.answer]) for answer, q in zip(written, questions, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def card_metrics(
+    retrieval: Mapping[str, Mapping[str, float]], answers: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What was measured, in the rows of a model card."""
+    rows = {f"retrieval among {DOCUMENTS} documents, rate {rate}": dict(row) for rate, row in retrieval.items()}
+    for name, row in answers.items():
+        rows[f"choice, {name}"] = {
+            "exact_match": row["own document"],
+            "no_documents": row["no document"],
+            "shuffled_documents": row["another document"],
+            "rows": row["rows"],
+        }
+    return rows
+
+
+def retrieval_table(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Recall by rate, of the trained and of the untrained model."""
+    table = Table(title=f"Held-out questions: the right one of {DOCUMENTS} documents", title_justify="left")
+    names = list(next(iter(next(iter(measured.values())).values())))
+    for column in ("model", "rate", *names):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model, by_rate in measured.items():
+        for rate, row in by_rate.items():
+            table.add_row(model, rate, *(f"{row[name]:.3f}" for name in names))
+    table.add_row("chance", "", *(f"{int(name[7]) / DOCUMENTS:.3f}" for name in names))
+    return table
+
+
+def answer_table(answers: Mapping[str, Mapping[str, float]]) -> Table:
+    """Answers beside their controls."""
+    table = Table(title=f"Held-out questions of choice, chance {CHOICE_CHANCE:.3f}", title_justify="left")
+    ways = ("own document", "another document", "no document")
+    for column in ("questions about", *ways):
+        table.add_column(column, justify="left" if column == "questions about" else "right")
+    for name, row in answers.items():
+        table.add_row(name, *(f"{row[way]:.3f}" for way in ways))
+    return table
+
+
+def ask_clean(
+    published: Path, documents: Sequence[TopicDocument], split: TopicSplit, seed: int
+) -> list[dict[str, Any]]:
+    """Held-out questions of choice, each over the passage it is about and others, answered in a clean process.
+
+    Returns:
+        {"question", "expected", "answer", "found", "right", "score"}: what was found, and whether it is the right one.
+    """
+    text = {document.id: document.text for document in documents}
+    asked = choice_questions(split.train_documents, seed=seed + 2, per_document=1, held_out=True)[:SHOWN]
+    pieces = {q.document: q.question for q in split.new_questions}
+    requests = []
+    for question in asked:
+        others = [document.text for document in documents if document.id != question.document][: CANDIDATES - 1]
+        requests.append({"question": question.question, "documents": [text[question.document]]})
+        requests.append(
+            {"find": pieces.get(question.document, question.question), "documents": [text[question.document], *others]}
+        )
+    replies = answer_clean("documents", published, requests)
+    return [
+        {"question": question.question, "expected": question.answer, "answer": answered["answer"]}
+        | {"asked": requests[2 * place + 1]["find"], "found": found["text"], "score": found["score"]}
+        | {"right": found["index"] == 0}
+        for place, (question, answered, found) in enumerate(zip(asked, replies[::2], replies[1::2], strict=True))
+    ]
