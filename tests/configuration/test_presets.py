@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_grafts.configuration import PRESETS, preset_config
-from qwen_grafts.modeling import RecursiveQwenForCausalLM
+from qwen_grafts.modeling import ClaraQwen3ForCausalLM, RecursiveQwenForCausalLM
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -49,3 +49,26 @@ def test_a_recursive_preset_is_the_published_model_and_little_more(name: str, st
 def test_unknown_preset() -> None:
     with pytest.raises(ValueError, match=r"no preset 'perceiver-vlm-9b'\. Presets: perceiver-vlm-tiny, "):
         preset_config("perceiver-vlm-9b")
+
+
+@pytest.mark.parametrize(
+    ("name", "stock_count", "role_count", "latents"),
+    [
+        ("clara-tiny", 361_216, 32_768, {8: 8, 16: 4}),
+        ("clara-0.6b", 596_049_920, 10_092_544, {32: 8, 4: 64, 16: 16, 128: 2}),
+        ("clara-4b", 4_022_468_096, 33_030_144, {32: 8, 4: 64, 16: 16, 128: 2}),
+    ],
+)
+def test_a_clara_preset_is_the_published_model_and_three_roles(
+    name: str, stock_count: int, role_count: int, latents: dict[int, int]
+) -> None:
+    """At the rates of the paper; the new tokens stand in rows that the published model has left."""
+    config = preset_config(name)
+    assert {rate: config.num_memory_tokens(rate) for rate in config.compression_rates} == latents
+    with torch.device("meta"):
+        model, stock = ClaraQwen3ForCausalLM(config), Qwen3ForCausalLM(config.text_config)
+    memory = (1 + sum(latents.values())) * config.text_config.hidden_size
+    assert stock.num_parameters() == stock_count
+    assert model.num_parameters() == stock_count + 3 * role_count + memory
+    assert config.document_token_id > config.text_config.eos_token_id
+    assert config.separator_token_id + config.num_new_embeddings <= config.text_config.vocab_size
