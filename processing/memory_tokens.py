@@ -36,7 +36,8 @@ def add_memory_tokens(
     """Give a tokenizer the new tokens behind those it has; the same tokenizer is returned.
 
     Raises:
-        ValueError: rates out of range, or a tokenizer that has memory tokens of other rates already.
+        ValueError: rates out of range, a tokenizer that has memory tokens of other rates already, or one whose ids have
+            gaps.
     """
     names = new_token_names(doc_max_length, compression_rates)
     vocabulary = tokenizer.get_vocab()
@@ -45,6 +46,12 @@ def add_memory_tokens(
             raise ValueError(
                 f"The tokenizer has memory tokens already, and of these {len(names)} it lacks "
                 f"{len(set(names) - vocabulary.keys())}. Start from the language model's own tokenizer."
+            )
+        if len(vocabulary) <= (highest := max(vocabulary.values())):
+            # They would stand behind the highest id now, and in the first gap when the tokenizer is loaded again.
+            raise ValueError(
+                f"The tokenizer has {len(vocabulary)} tokens and ids up to {highest}: new tokens would move into the "
+                "gaps when it is saved. Use one whose ids follow each other."
             )
         tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     first_new_id(tokenizer, doc_max_length, compression_rates)

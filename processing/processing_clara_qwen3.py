@@ -38,7 +38,7 @@ class Passage:
     """A piece of a document that is compressed as one.
 
     Attributes:
-        text: as it stands in the document.
+        text: as it stands in the document; those of all its passages, one after the other, are the document.
         token_ids: at most `doc_max_length` of them.
     """
 
@@ -78,7 +78,7 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
         questions: str | Sequence[str],
         documents: Sequence[str] | Sequence[Sequence[str]] | None = None,
         *,
-        answers: Sequence[str] | None = None,
+        answers: str | Sequence[str] | None = None,
         placeholders: Sequence[Sequence[int]] | None = None,
         compression_rate: int | None = None,
         padding_side: str = "left",
@@ -89,7 +89,7 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
         Args:
             questions: one a prompt; "" asks for the background in other words.
             documents: of each prompt, none to many; of a single question a flat list.
-            answers: what is to be learned: they are joined to the prompts, and `labels` are given.
+            answers: what is to be learned, one a question: they are joined to the prompts, and `labels` are given.
             placeholders: in place of `documents`, the number of latents of each document, for latents at hand.
             compression_rate: tokens of a passage for one latent.
             padding_side: of the prompts; "left" to generate, "right" to train.
@@ -103,14 +103,17 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
                 neither question nor document, or a rate that is not known.
         """
         if isinstance(questions, str):
-            questions = [questions]
-            documents = [documents] if documents is not None and not isinstance(documents, str) else documents
+            questions, documents = [questions], None if documents is None else [documents]
+            answers = [answers] if isinstance(answers, str) else answers
         if documents is not None and placeholders is not None:
             raise ValueError("Give `documents`, or `placeholders` for latents at hand, and not both.")
         for name, given in (("documents", documents), ("answers", answers), ("placeholders", placeholders)):
-            if given is not None and (isinstance(given, str) or len(given) != len(questions)):
-                count = 1 if isinstance(given, str) else len(given)
-                raise ValueError(f"There are {len(questions)} questions and {count} items of `{name}`: one a question.")
+            if isinstance(given, str):
+                raise ValueError(f"`{name}` is one text, and there are {len(questions)} questions: give a list.")
+            if given is not None and len(given) != len(questions):
+                raise ValueError(
+                    f"There are {len(questions)} questions and {len(given)} items of `{name}`: one a question."
+                )
         if strings := sum(isinstance(given, str) for given in documents or ()):
             raise ValueError(f"{strings} of {len(questions)} questions have a text in place of a list of documents.")
         passages: list[list[int]] = []
@@ -143,9 +146,11 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
             raise ValueError("A document is empty (0 tokens). Leave it out: a question may have no documents.")
         count = -(-len(ids) // self.doc_max_length)
         bounds = [len(ids) * index // count for index in range(count + 1)]
+        # A character of several tokens may lie on a border: its text belongs to the passage behind it, and to no other.
+        places = [0, *(offsets[bound][0] for bound in bounds[1:-1]), len(document)]
         return [
-            Passage(document[offsets[start][0] : offsets[end - 1][1]], ids[start:end])
-            for start, end in pairwise(bounds)
+            Passage(document[first:last], ids[start:end])
+            for (first, last), (start, end) in zip(pairwise(places), pairwise(bounds), strict=True)
         ]
 
     def compressor_inputs(self, passages: Sequence[Passage], compression_rate: int | None = None) -> torch.Tensor:

@@ -24,7 +24,7 @@ def test_defaults_stand_behind_the_tokens_of_qwen3() -> None:
 
 
 def test_tokens_of_all_rates_stand_side_by_side() -> None:
-    """12 tokens a passage: three memory tokens at rate 4, two at rate 5, twelve at rate 1; the remainder is left out."""
+    """12 tokens a passage: three memory tokens at rate 4, two at rate 5 (a remainder is left out), twelve at rate 1."""
     config = clara_config(compression_rates=(4, 5, 1), document_token_id=120)
     places = {rate: list(config.memory_token_ids(rate)) for rate in (4, 5, 1)}
     assert places == {4: [122, 123, 124], 5: [125, 126], 1: list(range(127, 139))}
