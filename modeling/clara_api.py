@@ -8,9 +8,10 @@ Shapes: B questions, M latents of a passage, D width, K documents that are chose
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,8 +74,13 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 class CompressionMixin:
-    """What the backbone does with texts; goes before `PreTrainedModel`."""
+    """What the backbone does with texts; goes before `PreTrainedModel`.
 
+    Attributes:
+        loaded_from: arguments of `from_pretrained` that say where the model came from; None if from nowhere.
+    """
+
+    loaded_from: dict[str, Any] | None = None
     _processor: Any = None
 
     @property
@@ -85,11 +91,10 @@ class CompressionMixin:
             ValueError: the model was not loaded from anywhere.
         """
         if self._processor is None:
-            name = self.config.name_or_path
-            if not name:
+            if self.loaded_from is None:
                 raise ValueError("This model was not loaded from a repository; set `model.processor` first.")
             remote = type(self).__module__.startswith("transformers_modules.")
-            self._processor = AutoProcessor.from_pretrained(name, trust_remote_code=remote)
+            self._processor = AutoProcessor.from_pretrained(**self.loaded_from, trust_remote_code=remote)
         return self._processor
 
     @processor.setter
@@ -176,12 +181,13 @@ class CompressionMixin:
 
         Args:
             documents: texts, or their latents from `compress`.
-            top_k: how many a question; default `num_retrieved`.
+            top_k: how many a question; default `num_retrieved`, or all if there are fewer.
 
         Raises:
-            ValueError: more documents asked for than there are, or what `compress` and `encode_query` refuse.
+            ValueError: more documents asked for than there are, no documents, latents of another rate, or what
+                `compress` and `encode_query` refuse.
         """
-        count = self.config.num_retrieved if top_k is None else top_k
+        count = min(self.config.num_retrieved, len(documents)) if top_k is None else top_k
         if not 1 <= count <= len(documents):
             raise ValueError(f"`top_k` is {count}, and there are {len(documents)} documents; choose 1 to that many.")
         if isinstance(documents[0], str):
@@ -192,18 +198,20 @@ class CompressionMixin:
 
     def document_scores(self, queries: torch.Tensor, documents: Sequence[torch.Tensor]) -> torch.Tensor:
         """Cosines (B, documents) of questions (B, M, D) and documents, (passages, M, D) each: its best passage's."""
-        scores = self.score(queries, torch.cat(list(documents))).split([len(latents) for latents in documents], dim=1)
+        memory = torch.cat(list(documents)).to(queries.device)
+        scores = self.score(queries, memory).split([len(latents) for latents in documents], dim=1)
         return torch.stack([part.amax(dim=1) for part in scores], dim=1)
 
     def fingerprint(self, compression_rate: int | None = None) -> str:
         """What tells this compressor from others: latents of another one do not fit.
 
         A digest of the compressor's terms, the new embeddings, the settings that shape a latent, and samples of every
-        tensor of the base; all of it rounded to bfloat16, so that the dtype a model is loaded in does not matter.
+        tensor of the base; all of it rounded to bfloat16, so that a model has one fingerprint in float32 and in
+        bfloat16. In float16, which holds other numbers, it has one of its own.
         """
         config = self.config
         digest = hashlib.sha256()
-        settings = (config.doc_max_length, list(config.memory_token_ids(compression_rate)), config.lora_alpha)
+        settings = (config.doc_max_length, list(config.memory_token_ids(compression_rate)), float(config.lora_alpha))
         digest.update(repr(settings).encode())
         for name, tensor in sorted(self.state_dict().items()):
             role = name.rsplit(".", 1)[-1]
@@ -277,23 +285,36 @@ class AnsweringMixin:
             raise ValueError("Give `documents` or an `index`, and not both.")
         if single := isinstance(questions, str):
             questions, documents = [questions], None if documents is None else [documents]
+        first, new = self.config.document_token_id, self.config.num_new_embeddings + 1
+        defaults = {"do_sample": False, "max_new_tokens": 64, "suppress_tokens": list(range(first, first + new))}
+        settings = defaults | generation
         with inference(self):
             if index is not None:
-                chosen = self._from_index(questions, index, top_k)
+                chosen = self._from_index(questions, index, top_k, batch_size)
             else:
-                chosen = self._from_documents(questions, documents, top_k, compression_rate)
+                documents = [()] * len(questions) if documents is None else documents
+                self._check_choice(questions, documents, top_k)
+                cut = {text: self.processor.passages(text) for text in dict.fromkeys(chain.from_iterable(documents))}
+                self._check_prompts(questions, documents, cut, top_k, compression_rate, settings["max_new_tokens"])
+                chosen = self._from_documents(questions, documents, cut, top_k, compression_rate, batch_size)
             answers = []
             for start in range(0, len(questions), batch_size):
                 part = slice(start, start + batch_size)
-                answers += self._write(questions[part], chosen[part], enable_thinking, generation)
+                answers += self._write(questions[part], chosen[part], enable_thinking, settings)
         return answers[0] if single else answers
 
+    def _encode(self, questions: Sequence[str], compression_rate: int | None, batch_size: int) -> torch.Tensor:
+        """`encode_query`, so many questions at a time."""
+        starts = range(0, len(questions), batch_size)
+        parts = [questions[start : start + batch_size] for start in starts]
+        return torch.cat([self.encode_query(part, compression_rate=compression_rate) for part in parts])
+
     def _from_index(
-        self, questions: Sequence[str], index: Any, top_k: int | None
+        self, questions: Sequence[str], index: Any, top_k: int | None, batch_size: int
     ) -> list[list[tuple[UsedDocument, torch.Tensor]]]:
         rate = index.settings.compression_rate
         index.check(self.model.fingerprint(rate))
-        queries = self.encode_query(questions, compression_rate=rate)
+        queries = self._encode(questions, rate, batch_size)
         found = index.search(queries, self.config.num_retrieved if top_k is None else top_k)
         chosen = []
         for scores, rows in zip(found.scores.tolist(), found.rows, strict=True):
@@ -301,15 +322,10 @@ class AnsweringMixin:
             chosen.append([(UsedDocument(row["text"], score, row["id"]), latents) for row, score, latents in passages])
         return chosen
 
-    def _from_documents(
-        self,
-        questions: Sequence[str],
-        documents: Sequence[Sequence[str]] | None,
-        top_k: int | None,
-        compression_rate: int | None,
-    ) -> list[list[tuple[UsedDocument, torch.Tensor]]]:
-        documents = [()] * len(questions) if documents is None else documents
-        if len(documents) != len(questions) or any(isinstance(given, str) for given in documents):
+    def _check_choice(self, questions: Sequence[str], documents: Sequence[Sequence[str]], top_k: int | None) -> None:
+        if strings := sum(isinstance(given, str) for given in documents):
+            raise ValueError(f"{strings} of {len(questions)} questions have a text in place of a list of documents.")
+        if len(documents) != len(questions):
             raise ValueError(
                 f"There are {len(questions)} questions and {len(documents)} lists of documents: give a list a question."
             )
@@ -318,19 +334,47 @@ class AnsweringMixin:
                 f"`top_k` is {top_k}, and {len(few)} of {len(questions)} questions have fewer documents, the fewest "
                 f"{min(few)}; choose 1 to that many, or leave it out to use all."
             )
-        texts = list(dict.fromkeys(text for given in documents for text in given))
-        latents = dict(zip(texts, self.compress(texts, compression_rate=compression_rate), strict=True))
-        chosen = []
+
+    def _check_prompts(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        cut: Mapping[str, Sequence[Any]],
+        top_k: int | None,
+        compression_rate: int | None,
+        new_tokens: int,
+    ) -> None:
+        """Refuse what cannot fit before it is compressed: the shortest prompt that a choice can lead to."""
+        latents = self.config.num_memory_tokens(compression_rate)
         for question, given in zip(questions, documents, strict=True):
-            if not given:
-                chosen.append([])
-                continue
-            query = self.encode_query(question, compression_rate=compression_rate)
-            scores = self.model.document_scores(query, [latents[text] for text in given])[0]
+            counts = sorted(len(cut[text]) * latents for text in given)[:top_k]
+            length = self.processor(question, placeholders=[counts])["input_ids"].shape[1]
+            check_context(length, new_tokens, self.config, "A prompt with its documents")
+
+    def _from_documents(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        cut: Mapping[str, Sequence[Any]],
+        top_k: int | None,
+        compression_rate: int | None,
+        batch_size: int,
+    ) -> list[list[tuple[UsedDocument, torch.Tensor]]]:
+        chosen: list[list[tuple[UsedDocument, torch.Tensor]]] = [[] for _ in questions]
+        asked = [index for index, given in enumerate(documents) if given]
+        if not asked:
+            return chosen
+        queries = self._encode([questions[index] for index in asked], compression_rate, batch_size)
+        found = self.model.compress_passages(list(chain.from_iterable(cut.values())), compression_rate=compression_rate)
+        latents = dict(zip(cut, found.split([len(pieces) for pieces in cut.values()]), strict=True))
+        for index, query in zip(asked, queries, strict=True):
+            given = documents[index]
+            scores = self.model.document_scores(query[None], [latents[text] for text in given])[0]
             order = range(len(given)) if top_k is None else scores.topk(top_k).indices.tolist()
-            chosen.append(
-                [(UsedDocument(given[i], float(scores[i]), str(i)), latents[given[i]].flatten(0, 1)) for i in order]
-            )
+            chosen[index] = [
+                (UsedDocument(given[place], float(scores[place]), str(place)), latents[given[place]].flatten(0, 1))
+                for place in order
+            ]
         return chosen
 
     def _write(
@@ -338,14 +382,11 @@ class AnsweringMixin:
         questions: Sequence[str],
         chosen: Sequence[Sequence[tuple[UsedDocument, torch.Tensor]]],
         enable_thinking: bool,
-        generation: dict[str, Any],
+        settings: Mapping[str, Any],
     ) -> list[Answer]:
         memory = [latents.to(self.device, self.dtype) for row in chosen for _, latents in row]
         placeholders = [[len(latents) for _, latents in row] for row in chosen]
         inputs = self.processor(questions, placeholders=placeholders, enable_thinking=enable_thinking).to(self.device)
-        first, new = self.config.document_token_id, self.config.num_new_embeddings + 1
-        defaults = {"do_sample": False, "max_new_tokens": 64, "suppress_tokens": list(range(first, first + new))}
-        settings = defaults | generation
         length = inputs["input_ids"].shape[1]
         check_context(length, settings["max_new_tokens"], self.config, "A prompt with its documents")
         written = self.generate(**inputs, memory=memory or None, **settings)[:, length:]

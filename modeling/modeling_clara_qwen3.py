@@ -87,17 +87,25 @@ class ClaraQwen3PreTrainedModel(GraftOnlyLoadingMixin, StrictLoadingMixin, PreTr
 
     @classmethod
     def assemble_bases(cls, config: ClaraQwen3Config, dtype: str | torch.dtype) -> "ClaraQwen3ForCausalLM":
-        """The whole model with new roles; or, where the base is a CLaRa model itself, that one."""
+        """The whole model with new roles; or, where the base is a CLaRa model itself, that one with its roles."""
         base = config.base_models["language"]
-        kind, _ = ClaraQwen3Config.get_config_dict(base["repo_id"], revision=base["revision"])
-        if kind.get("model_type") == config.model_type:
-            return ClaraQwen3ForCausalLM.from_pretrained(base["repo_id"], revision=base["revision"], dtype=dtype)
         names = ("doc_max_length", "compression_rates", "lora_rank", "lora_alpha", "lora_dropout", "document_token_id")
         names += ("num_retrieved", "retrieval_temperature")
-        settings = {name: getattr(config, name) for name in names}
-        return ClaraQwen3ForCausalLM.from_qwen_pretrained(
-            base["repo_id"], revision=base["revision"], dtype=dtype, **settings
-        )
+        settings = {"revision": base["revision"], "dtype": dtype} | {name: getattr(config, name) for name in names}
+        kind, _ = ClaraQwen3Config.get_config_dict(base["repo_id"], revision=base["revision"])
+        if kind.get("model_type") == config.model_type:
+            return ClaraQwen3ForCausalLM.from_pretrained(base["repo_id"], **settings)
+        return ClaraQwen3ForCausalLM.from_qwen_pretrained(base["repo_id"], **settings)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As the stock one; the model knows where it came from, and takes its processor from there."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # A token is left out: it would lie about in the model. Whoever has one is logged in, or sets the processor.
+        places = {name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only") if kwargs.get(name)}
+        model.base_model.loaded_from = {"pretrained_model_name_or_path": pretrained_model_name_or_path} | places
+        return loaded
 
 
 class ClaraQwen3Model(CompressionMixin, ClaraQwen3PreTrainedModel):
@@ -224,7 +232,16 @@ class ClaraQwen3Model(CompressionMixin, ClaraQwen3PreTrainedModel):
             return self._read(query_input_ids, "query_reasoner")[0]
 
     def score(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Cosines (B, N) of questions (B, M, D) and passages (N, M, D), each flattened."""
+        """Cosines (B, N) of questions (B, M, D) and passages (N, M, D), each flattened.
+
+        Raises:
+            ValueError: questions and passages were compressed at different rates.
+        """
+        if queries.shape[1:] != memory.shape[1:]:
+            raise ValueError(
+                f"A question has {queries.shape[1]} latents and a passage {memory.shape[1]}: compress both at one rate "
+                "(`compression_rate`), with one model."
+            )
         queries, memory = (functional.normalize(part.float().flatten(1), dim=-1) for part in (queries, memory))
         return queries @ memory.T
 
