@@ -111,6 +111,7 @@ def build_adapter_card(
     pipeline_tag: str = "image-text-to-text",
     datasets: Sequence[str] | None = None,
     figures: Mapping[str, str] | None = None,
+    about: str = "",
 ) -> ModelCard:
     """The card of a PEFT adapter; see `build_card` for the arguments they share.
 
@@ -118,6 +119,7 @@ def build_adapter_card(
         adapter: the adapter's configuration, which names its base model and revision.
         repo_id: "owner/name" on the Hub.
         pipeline_tag: the base model's task.
+        about: a sentence on what the adapter does.
 
     Raises:
         ValueError: the base model is a local path, or a `repo_id` without an owner.
@@ -146,6 +148,7 @@ def build_adapter_card(
         data,
         repo_id=repo_id,
         adapter=adapter,
+        about=about,
         custom_code=not stock,
         auto_processor="AutoTokenizer" if pipeline_tag == "text-generation" else "AutoProcessor",
         parameters=_parameter_rows({}, training.get("parameters") or {}),

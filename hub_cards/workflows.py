@@ -13,6 +13,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils import cached_file
 
 from ..configuration import GRAFTS, Graft, Qwen3PerceiverConnectorConfig
@@ -306,7 +310,12 @@ def _task_of_base(adapter: PeftConfig, training: Mapping[str, Any]) -> str:
     if model_type is None and name and not is_local_name(name):
         base = {"pretrained_model_name_or_path": name, "revision": adapter.revision}
         model_type = AutoConfig.from_pretrained(**base, trust_remote_code=True).model_type
-    return GRAFTS[model_type].pipeline_tag if model_type in GRAFTS else "image-text-to-text"
+    if model_type in GRAFTS:
+        return GRAFTS[model_type].pipeline_tag
+    # Models that read images are listed among those that write text, too.
+    sees = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    writes = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "text-generation" if writes and not sees else "image-text-to-text"
 
 
 def finish_run(directory: Path, *, repo_id: str | None = None) -> CleanRoomReport | None:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_grafts.configuration.presets import tiny_qwen3_text_config
+from qwen_grafts.configuration.presets import NUM_SPECIAL_TOKENS, TINY_VOCAB_SIZE, tiny_qwen3_text_config
 from qwen_grafts.processing import build_qwen_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -42,9 +42,15 @@ def language_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **over
     return saved(Qwen3ForCausalLM._from_config(config, dtype=dtype), folder)
 
 
-def chat_checkpoint(folder: Path, kind: str = "qwen3", layers: int = 4) -> PreTrainedModel:
-    """A Qwen2 or Qwen3 with a tokenizer that has no chat template, as base models are published."""
-    sizes = tiny_qwen3_text_config(hidden_size=64, num_hidden_layers=layers).to_diff_dict()
+def chat_checkpoint(
+    folder: Path, kind: str = "qwen3", layers: int = 4, first_special_id: int = TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS
+) -> PreTrainedModel:
+    """A Qwen2 or Qwen3 with a tokenizer that has no chat template, as base models are published.
+
+    Special tokens close the vocabulary; at 256 they follow the bytes, and 230 rows are left unused behind them.
+    """
+    tokens = {"pad_token_id": first_special_id, "eos_token_id": first_special_id + 2}
+    sizes = tiny_qwen3_text_config(hidden_size=64, num_hidden_layers=layers, **tokens).to_diff_dict()
     for name in ("model_type", "transformers_version", *(["head_dim"] if kind == "qwen2" else [])):
         sizes.pop(name)
     classes = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}

@@ -17,7 +17,10 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote
@@ -396,6 +399,21 @@ class LoopbackHub(HubStore):
         event = {"id": "0", "type": "comment", "createdAt": found["createdAt"], "author": found["author"]}
         details = {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "diff": ""}
         return {**found, "events": [{**event, "data": comment}], **details}
+
+
+def run_script(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
+    """Run a script in a process whose Hub is `hub` and whose folder is `folder`; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment(hub, folder / home) | {"OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
 
 
 def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import LoopbackHub, environment
+from loopback_hub import LoopbackHub, run_script
 
 TOKEN = "hf_loopback"
 
@@ -60,8 +57,18 @@ def inputs(config, rows):
 }
 
 GRAFTS = VISION_GRAFTS | {
+    "clara": """
+PRESET, PART = "clara-tiny", "norm"
+
+def inputs(config, rows):
+    import torch
+    passage = torch.cat([torch.arange(30), torch.tensor(config.memory_token_ids())])[None].repeat(rows, 1)
+    ids = torch.arange(40)[None].repeat(rows, 1)
+    ids[:, 5:13] = config.document_token_id
+    return {"input_ids": ids, "document_input_ids": passage}
+""",
     "recursive": """
-PRESET, PART, BACKBONE = "recursive-tiny", "recurrence", "RecursiveQwenModel"
+PRESET, PART = "recursive-tiny", "recurrence"
 
 def inputs(config, rows):
     import torch
@@ -240,34 +247,19 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     assert hub.unknown_requests == []
 
 
-def run(script: str, hub: LoopbackHub, folder: Path, home: str = "home") -> str:
-    """Run a script in a process whose Hub is `hub`; returns what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | environment(hub, folder / home) | {"OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("graft", VISION_GRAFTS.values(), ids=VISION_GRAFTS)
 def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(
     graft: str, hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    message = run(graft + PUSH_BASES + GRAFT, hub, tmp_path)
+    message = run_script(graft + PUSH_BASES + GRAFT, hub, tmp_path)
     assert "1 tensors outside the graft are not those of its bases: model.language_model.norm.weight" in message
-    run(MOVE_BASE, hub, tmp_path)
-    assert "cannot take device_map" in run(graft + COMPARE, hub, tmp_path, home="stranger")
+    run_script(MOVE_BASE, hub, tmp_path)
+    assert "cannot take device_map" in run_script(graft + COMPARE, hub, tmp_path, home="stranger")
     stored = hub.files("tester/graft-only")["model.safetensors"]
     whole = (tmp_path / "whole" / "model.safetensors").stat().st_size
     assert (len(stored) if isinstance(stored, bytes) else stored) < 0.3 * whole
-    message = run(OTHER_BASE, hub, tmp_path)
+    message = run_script(OTHER_BASE, hub, tmp_path)
     assert "'graft'" in message
     assert "'tester/wider'" in message
     assert "hidden_size is 128 in the graft's configuration and 192 in the base" in message
@@ -276,33 +268,37 @@ def test_graft_only_is_assembled_from_the_commits_it_was_grafted_onto(
 @pytest.mark.slow
 @pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
 def test_adapter_names_its_base_and_loads_by_name(graft: str, hub: LoopbackHub, tmp_path: Path) -> None:
-    message = run(graft + ADAPTER, hub, tmp_path)
+    message = run_script(graft + ADAPTER, hub, tmp_path)
     assert "base_model_name_or_path" in message
     card = hub.read("tester/adapter", "README.md").decode()
-    assert f"pipeline_tag: {'text-generation' if graft == GRAFTS['recursive'] else 'image-text-to-text'}" in card
+    assert f"pipeline_tag: {'image-text-to-text' if graft in VISION_GRAFTS.values() else 'text-generation'}" in card
     assert "base_model:\n- tester/base" in card
     assert "base_model_relation: adapter" in card
-    run(graft + LOAD_ADAPTER, hub, tmp_path, home="stranger")
+    run_script(graft + LOAD_ADAPTER, hub, tmp_path, home="stranger")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("graft", GRAFTS.values(), ids=GRAFTS)
 def test_push_to_hub_carries_code_whoever_calls_it(graft: str, hub: LoopbackHub, tmp_path: Path) -> None:
-    run(graft + PUSH_PLAIN, hub, tmp_path)
-    run(PUSH_AGAIN, hub, tmp_path, home="stranger")
-    pushed, sees = ["plain", "round0", "round1", "round2"], graft != GRAFTS["recursive"]
+    run_script(graft + PUSH_PLAIN, hub, tmp_path)
+    run_script(PUSH_AGAIN, hub, tmp_path, home="stranger")
+    pushed, sees = ["plain", "round0", "round1", "round2"], graft in VISION_GRAFTS.values()
+    code = {"checkpoint_tensors.py", "strict_loading.py"}
     if sees:
-        run(graft + TRAIN_AND_PUSH, hub, tmp_path)
+        run_script(graft + TRAIN_AND_PUSH, hub, tmp_path)
         pushed.append("trained")
-        code = {"vision_language.py", "vision_language_processing.py", "soft_tokens.py"}
+        code |= {"vision_language.py", "vision_language_processing.py", "soft_tokens.py"}
+    elif graft == GRAFTS["clara"]:
+        code |= {"clara_api.py", "role_lora.py", "memory_tokens.py"}
     else:
-        code = {"recursive_cache.py", "loop_lora.py", "checkpoint_tensors.py"}
+        code |= {"recursive_cache.py", "loop_lora.py"}
+    has_processor = graft != GRAFTS["recursive"]
     for repository in pushed:
         files = hub.files(f"tester/{repository}")
         assert code <= set(files)
-        assert sum(name.startswith(("modeling_", "processing_")) for name in files) == 1 + sees
+        assert sum(name.startswith(("modeling_", "processing_")) for name in files) == 1 + has_processor
         # "owner/name--module" would lean on another repository
-        for name in ("config.json", *(["processor_config.json"] if sees else ["tokenizer_config.json"])):
+        for name in ("config.json", *(["processor_config.json"] if has_processor else ["tokenizer_config.json"])):
             assert "--" not in hub.read(f"tester/{repository}", name).decode(), f"{repository}/{name}"
     if not sees:
         return
