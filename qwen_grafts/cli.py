@@ -331,6 +331,9 @@ def inference(
         float | None, typer.Option(help="How sure a token must be to stop early; 1: never. Default: the model's.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    rollouts: Annotated[
+        int, typer.Option(help="Answers to sample; the one that the halting head is surest of is shown.")
+    ] = 1,
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt as it stands, no chat template.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="Print without colours.")] = False,
 ) -> None:
@@ -348,6 +351,7 @@ def inference(
         L_cycles=L_cycles,
         halt_threshold=halt_threshold,
         temperature=temperature,
+        rollouts=rollouts,
         raw=raw,
         console=Console(no_color=True) if no_color else console,
     )

@@ -102,6 +102,10 @@ def test_graft_a_qwen_and_ask_it(command, tmp_path):
     code, text, err = command("inference", out, "Hello", "--max-new-tokens", "3", "--no-color")
     assert code == 0, err
     assert "mean cycles 4.00 of 4; 54 layer evaluations, all tokens at fixed depth." in text
+    sampled = ("--max-new-tokens", "3", "--temperature", "1", "--rollouts", "2")
+    code, text, err = command("inference", out, "Hello", *sampled)
+    assert code == 0, err
+    assert "Confidence of 2 answers  " in text
     code, _, err = command("inference", out, "Hello", "--num-cycles", "0")
     assert (code, err.count("Error: `num_cycles` is 0")) == (1, 1)
 

@@ -92,6 +92,42 @@ def test_sampling_varies(export: Path) -> None:
     assert len(texts) > 1
 
 
+@pytest.mark.parametrize(("L_cycles", "halt_threshold"), [(3, 0.6), (1, None)])
+def test_the_surest_of_several_answers_is_kept(export: Path, L_cycles: int, halt_threshold: float | None) -> None:
+    """Each answer's confidence is the mean over its own tokens, up to the stop token, read alone and at full depth."""
+    model, tokenizer = load(str(export))
+    # A stop token in five, so that some answers are short.
+    model.generation_config.eos_token_id = list(range(0, model.config.vocab_size, 5))
+    depth = {"num_cycles": 6, "L_cycles": L_cycles}
+    options = depth | {"halt_threshold": halt_threshold, "max_new_tokens": 12}
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    torch.manual_seed(0)
+    sampled = model.generate(**inputs, **options, do_sample=True, temperature=3.0, num_return_sequences=5)
+    answers, expected = [], []
+    for row in sampled[:, start:].tolist():
+        stop = next((place for place, token in enumerate(row) if token % 5 == 0), len(row) - 1)
+        answers.append(row[: stop + 1])
+        read = torch.cat([inputs["input_ids"], torch.tensor([answers[-1]])], dim=1)
+        with torch.no_grad():
+            sure = model(read, **depth, halt_threshold=1.0, supervised_cycles=[6]).halt_logits[0, start - 1 : -1, -1]
+        expected.append(sure.sigmoid().mean().item())
+    assert len({len(answer) for answer in answers}) > 2 and len(set(expected)) == 5
+    streamed = []
+    torch.manual_seed(0)
+    answer = infer(model, tokenizer, PROMPT, **options, temperature=3.0, rollouts=5, raw=True, on_token=streamed.append)
+    kept = answers[expected.index(max(expected))]
+    assert answer.confidences == pytest.approx(expected, abs=1e-5)
+    assert [token.id for token in answer.tokens] == kept and streamed == answer.tokens
+    assert answer.text == tokenizer.decode(kept, skip_special_tokens=True)
+    read = torch.cat([inputs["input_ids"], torch.tensor([kept[:-1]])], dim=1)
+    with torch.no_grad():
+        used = model(read, **depth, halt_threshold=halt_threshold, use_cache=False).cycles_used
+    cycles = [6] * len(kept) if used is None else used[0, start - 1 :].tolist()
+    assert [token.cycles for token in answer.tokens] == cycles
+    assert answer.fixed_layer_evaluations == len(kept) * model.config.layer_evaluations(6, L_cycles)
+
+
 def test_a_character_comes_with_its_last_byte(tmp_path: Path) -> None:
     """Without merges a token is a byte, and the last character here never becomes whole."""
     export_preset("recursive-tiny", tmp_path / "tiny", config_only=True)
@@ -108,10 +144,10 @@ def test_a_character_comes_with_its_last_byte(tmp_path: Path) -> None:
     assert [token.id for token in streamer.tokens] == ids
 
 
-def printed(export: Path, console: Console | None = None, **options: object) -> str:
+def printed(export: Path, no_color: bool = False, **options: object) -> str:
     output = io.StringIO()
-    console = Console(file=output, force_terminal=True, color_system="standard", width=60, **options)
-    inference(str(export), PROMPT, console=console, max_new_tokens=12, num_cycles=6, halt_threshold=0.6)
+    console = Console(file=output, force_terminal=True, color_system="standard", width=60, no_color=no_color)
+    inference(str(export), PROMPT, console=console, max_new_tokens=12, num_cycles=6, halt_threshold=0.6, **options)
     return output.getvalue()
 
 
@@ -125,6 +161,17 @@ def test_what_is_printed(export: Path) -> None:
     codes = {name: f"\x1b[{31 + index}m" for name, index in zip(COLOURS, (3, 5, 1, 2, 0), strict=True)}
     assert sum(code in coloured for code in codes.values()) > 1
     assert not any(code in plain for code in codes.values())
+    assert "Confidence" not in plain
+
+
+def test_what_is_printed_of_several_answers(export: Path) -> None:
+    torch.manual_seed(0)
+    text = printed(export, no_color=True, temperature=2.0, rollouts=3)
+    torch.manual_seed(0)
+    answer = answered(export, halt_threshold=0.6, temperature=2.0, rollouts=3)
+    shares = [f"{share:.3f}{' (this one)' * (share == max(answer.confidences))}" for share in answer.confidences]
+    assert text.startswith(answer.text)
+    assert text.endswith(f"Confidence of 3 answers  {', '.join(shares)}\n") and text.count("(this one)") == 1
 
 
 def test_what_cannot_be_asked(export: Path, tmp_path: Path) -> None:
@@ -132,6 +179,10 @@ def test_what_cannot_be_asked(export: Path, tmp_path: Path) -> None:
         answered(export, num_cycles=0)
     with pytest.raises(ValueError, match=r"`halt_threshold` is 1\.5"):
         answered(export, halt_threshold=1.5)
+    with pytest.raises(ValueError, match="`rollouts` is 0; it is the number of answers"):
+        answered(export, rollouts=0)
+    with pytest.raises(ValueError, match="`rollouts` is 3, and at temperature 0 all of the answers are the same"):
+        answered(export, rollouts=3)
     with pytest.raises(ValueError, match="The prompt is empty"):
         infer(*load(str(export)), "", raw=True)
     vision = export_preset("perceiver-vlm-tiny", tmp_path / "vision", config_only=True)
