@@ -12,6 +12,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
+    "rms_norm_eps": 1e-5,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
     "pad_token_id": 0,

@@ -10,6 +10,7 @@ from contracts.model_contract import rewrite_weights
 from safetensors.torch import load_file
 from tiny_recursive import SIZES
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -54,6 +55,19 @@ def test_conversion_is_the_source_at_any_depth(kind: str, dtype: torch.dtype, ti
 def test_biases_of_qwen3_come_along(tmp_path: Path) -> None:
     stock = source(tmp_path, attention_bias=True, rope_parameters={"rope_type": "default", "rope_theta": 123.0})
     model = RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path))
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, stock(IDS).logits)
+
+
+def test_settings_of_the_source_come_along_and_may_be_changed(tmp_path: Path) -> None:
+    stock = source(tmp_path)
+    GenerationConfig(max_new_tokens=7).save_pretrained(tmp_path)
+    settings = {"max_position_embeddings": 77, "rms_norm_eps": 1e-2}
+    model = RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path), **settings)
+    assert (model.config.max_position_embeddings, model.generation_config.max_new_tokens) == (77, 7)
+    for module in stock.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1e-2
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, stock(IDS).logits)
 
@@ -138,6 +152,8 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     source(tmp_path / "window", use_sliding_window=True, sliding_window=4, max_window_layers=5)
     with pytest.raises(ValueError, match="3 of 8 layers attend within a sliding window"):
         RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path / "window"))
+    with pytest.raises(ValueError, match="2 of 4 layers attend within a sliding window"):  # of 0, 2, 5 and 7
+        RecursiveQwenForCausalLM.from_qwen_pretrained(str(tmp_path / "window"), layer_selection="even", L_layers=4)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 28])

@@ -22,6 +22,7 @@ from transformers import (
 
 from qwen_grafts.configuration import RecursiveQwenConfig
 from qwen_grafts.modeling import RecursiveCache, RecursiveQwenForCausalLM, RecursiveQwenModel
+from qwen_grafts.modeling.recurrence import Halting
 
 STOCK = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 
@@ -179,6 +180,15 @@ class TestHalting(RecursiveContract):
             few, many = model(**row, num_cycles=2), model(**row, num_cycles=9)
         assert few.cycles_used.eq(2).all() and many.cycles_used.eq(2).all()
         assert torch.equal(few.logits, many.logits)
+        assert many.halt_logits.shape[-1] == 2, "the core goes on though no token needs it"
+
+    def test_supervised_tokens_think_to_the_end(self, model: PreTrainedModel) -> None:
+        """In evaluation mode as well: who is supervised at a cycle has made it."""
+        row = self.row(model)
+        with torch.no_grad():
+            supervised = model(**row, supervised_cycles=[3])
+            assert supervised.cycles_used is None
+            assert_close(supervised.logits, model(**row, halt_threshold=1.0).logits, 1e-5)
 
 
 @pytest.fixture
@@ -255,8 +265,10 @@ def test_depth_at_load_at_forward_and_at_generate(model: PreTrainedModel, tmp_pa
     expected = torch.stack(loaded.generate(**row, **options).logits)
     asked = torch.stack(model.generate(**row, **options, num_cycles=5, L_cycles=1).logits)
     assert torch.equal(asked, expected)
+    own = torch.stack(model.generate(**row, **options).logits)
     model.generation_config = GenerationConfig(num_cycles=5, L_cycles=1, eos_token_id=None, pad_token_id=0)
     assert torch.equal(torch.stack(model.generate(**row, **options).logits), expected)
+    assert torch.equal(torch.stack(model.generate(**row, **options, num_cycles=3, L_cycles=2).logits), own)
     model.save_pretrained(tmp_path)
     again = RecursiveQwenForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(torch.stack(again.generate(**row, **options).logits), expected)
@@ -267,6 +279,8 @@ def test_at_depth_shares_every_tensor(model: PreTrainedModel) -> None:
     assert shallow.config.H_cycles == 1 and model.config.H_cycles == 3
     ours, theirs = dict(model.named_parameters()), dict(shallow.named_parameters())
     assert all(theirs[name] is parameter for name, parameter in ours.items())
+    shallow.generation_config.num_cycles = 2
+    assert not hasattr(model.generation_config, "num_cycles")
 
 
 @pytest.mark.parametrize("halting", [False, True])
@@ -302,20 +316,30 @@ def test_deep_supervision_equals_separate_segments(model: PreTrainedModel, gradi
     """Each supervised state is what a run of that depth gives, and its gradient ends at the state before it."""
     model.train()
     ids = torch.randint(2, 160, (2, 9), generator=generator(4))
-    outputs = model.model(ids, num_cycles=5, supervised_cycles=[2, 4], gradient_cycles=gradient_cycles)
-    assert len(outputs.cycle_hidden_states) == 3 and outputs.halt_logits.shape == (2, 9, 3)
-    with torch.no_grad():
-        for state, depth in zip(outputs.cycle_hidden_states, (2, 4, 5), strict=True):
-            assert_close(state, model.model(ids, num_cycles=depth).last_hidden_state, 1e-5)
-    assert torch.equal(outputs.last_hidden_state, outputs.cycle_hidden_states[-1])
     target = torch.randn(2, 9, 64, generator=generator(5))
-    (outputs.cycle_hidden_states[-1] * target).sum().backward()
-    ours = model.model.recurrence.update_gate_H.grad.clone()
-    model.zero_grad()
-    # The last segment is the fifth cycle alone.
-    cut = model.model(ids, num_cycles=5, gradient_cycles=1)
-    (cut.last_hidden_state * target).sum().backward()
-    assert_close(ours, model.model.recurrence.update_gate_H.grad, 1e-5)
+    supervision = {"num_cycles": 5, "supervised_cycles": [2, 4], "gradient_cycles": gradient_cycles}
+    for index, (depth, length) in enumerate(((2, 2), (4, 2), (5, 1))):
+        outputs = model.model(ids, **supervision)
+        assert len(outputs.cycle_hidden_states) == 3 and outputs.halt_logits.shape == (2, 9, 3)
+        assert torch.equal(outputs.last_hidden_state, outputs.cycle_hidden_states[-1])
+        assert outputs.past_key_values is None
+        alone = model.model(ids, num_cycles=depth, gradient_cycles=min(length, gradient_cycles or length))
+        assert_close(outputs.cycle_hidden_states[index], alone.last_hidden_state, 1e-5)
+        gradients = []
+        for state in (outputs.cycle_hidden_states[index], alone.last_hidden_state):
+            model.zero_grad()
+            (state * target).sum().backward()
+            gradients.append(model.model.recurrence.update_gate_H.grad.clone())
+        assert_close(*gradients, 1e-5)
+
+
+def test_supervised_logits_are_those_of_the_kept_positions(model: PreTrainedModel) -> None:
+    ids = torch.randint(2, 160, (2, 9), generator=generator(4))
+    with torch.no_grad():
+        outputs = model(ids, num_cycles=3, supervised_cycles=[1], logits_to_keep=2)
+        for logits, depth in zip(outputs.cycle_logits, (1, 3), strict=True):
+            assert_close(logits, model(ids, num_cycles=depth).logits[:, -2:], 1e-5)
+    assert torch.equal(outputs.logits, outputs.cycle_logits[-1])
 
 
 def test_truncated_backpropagation(model: PreTrainedModel) -> None:
@@ -335,30 +359,44 @@ def test_truncated_backpropagation(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize("halting", [False, True])
 def test_shared_keys_and_values(sharing: str, halting: bool) -> None:
     """One set a layer: exact within a call, and of earlier calls what the policy says, here written out."""
-    settings = {"halt_threshold": 0.5, "halt_patience": 2, "H_cycles": 6} if halting else {}
-    model = RecursiveQwenForCausalLM(recursive_config(kv_sharing=sharing, **settings)).eval()
-    randomize(model)
+    model = (TestHalting() if halting else TestQwen3()).build_model()
+    model.config.kv_sharing = sharing
+    split = 2 if halting else 7  # where one row has halted long before the other
     ids = torch.randint(2, 160, (2, 10), generator=generator(6))
     cache = RecursiveCache()
     with torch.no_grad():
         exact = model(ids, use_cache=False).logits
-        assert_close(model(ids[:, :7], past_key_values=cache).logits, exact[:, :7], 1e-5)
-        assert len(cache.layers) == 5 and {layer.get_seq_length() for layer in cache.layers} == {7}
-        if not halting:
+        assert_close(model(ids[:, :split], past_key_values=cache).logits, exact[:, :split], 1e-5)
+        assert len(cache.layers) == 5 and {layer.get_seq_length() for layer in cache.layers} == {split}
+        if halting:
+            assert cache.cycles_used.tolist() == [[8, 8], [2, 2]]
+        else:
             every = RecursiveCache()
             model.config.kv_sharing = "none"
-            model(ids[:, :7], past_key_values=every)
+            model(ids[:, :split], past_key_values=every)
             runs = torch.stack([every.layers[slot].keys for slot in (1, *range(5, 21, 2))])
             assert len(every.layers) == 21
             expected = {"last": runs[-1], "first": runs[0], "average": runs.mean(0)}[sharing]
             assert_close(cache.layers[1].keys, expected, 1e-5)
             model.config.kv_sharing = sharing
         alone = [RecursiveCache(), RecursiveCache()]
-        batched = model(ids[:, 7:], past_key_values=cache).logits
+        batched = model(ids[:, split:], past_key_values=cache).logits
         for row, own in enumerate(alone):
-            model(ids[row : row + 1, :7], past_key_values=own)
-            assert_close(model(ids[row : row + 1, 7:], past_key_values=own).logits[0], batched[row], 1e-4)
-        assert (batched - exact[:, 7:]).abs().max() > 1e-3  # an approximation
+            model(ids[row : row + 1, :split], past_key_values=own)
+            assert_close(model(ids[row : row + 1, split:], past_key_values=own).logits[0], batched[row], 1e-4)
+        assert (batched - exact[:, split:]).abs().max() > 1e-3  # an approximation
+
+
+def test_a_mask_made_beforehand(model: PreTrainedModel) -> None:
+    """As transformers' mask functions make it, in the dictionary that it hands to models of several kinds of layers."""
+    ids, mask = torch.randint(2, 160, (2, 9), generator=generator(4)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    seen = torch.ones(9, 9, dtype=torch.bool).tril() & mask.bool()[:, None, None, :]
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, position_ids=positions).logits
+        logits = model(ids, attention_mask={"full_attention": seen}, position_ids=positions).logits
+    assert_close(logits[mask.bool()], expected[mask.bool()], 1e-5)
 
 
 def test_user_caches(model: PreTrainedModel) -> None:
@@ -368,6 +406,11 @@ def test_user_caches(model: PreTrainedModel) -> None:
     plain = model.generate(**row, **options)
     for cache in (DynamicCache(), RecursiveCache()):
         assert torch.equal(model.generate(**row, **options, past_key_values=cache), plain)
+    with torch.no_grad():
+        assert model(**row, past_key_values=RecursiveCache(), use_cache=False).past_key_values is None
+    deeper = options | {"num_cycles": 4, "L_cycles": 3}
+    static = model.generate(**row, **deeper, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, model.generate(**row, **deeper))
     again = model.generate(**row, **options, return_dict_in_generate=True)
     longer = model.generate(again.sequences, max_new_tokens=3, do_sample=False, past_key_values=again.past_key_values)
     assert torch.equal(longer, model.generate(**row, max_new_tokens=8, do_sample=False))
@@ -383,6 +426,7 @@ def test_user_caches(model: PreTrainedModel) -> None:
         ({"halt_threshold": 0.0}, "more than 0 and at most 1"),
         ({"halt_threshold": 1.2}, "`halt_threshold` is 1.2"),
         ({"gradient_cycles": 0}, "`gradient_cycles` is 0"),
+        ({"num_cycles": 3, "supervised_cycles": [0, 2]}, r"asks for \[0\]; this call makes cycles 1 to 3"),
         ({"num_cycles": 3, "supervised_cycles": [1, 4]}, r"asks for \[4\]; this call makes cycles 1 to 3"),
     ],
 )
@@ -435,6 +479,24 @@ def test_depths_follow_the_rows_of_a_cache() -> None:
     assert cache.cycles_used is None and cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_loop_terms_of_one_cycle_merge_into_the_weights(family: str) -> None:
+    settings = {"layer_family": family, "head_dim": 16}
+    looped = RecursiveQwenForCausalLM(recursive_config(loop_lora_rank=3, loop_lora_alpha=6.0, **settings)).eval()
+    randomize(looped)
+    tensors = looped.state_dict()
+    for name in [name for name in tensors if name.endswith("loop_up")]:
+        up, down = tensors.pop(name), tensors.pop(name.replace("loop_up", "loop_down"))
+        up *= 0.05
+        weight = name.replace("loop_up", "weight")
+        tensors[weight] = tensors[weight] + 6.0 / 3 * up[0] @ down[0]
+    plain = RecursiveQwenForCausalLM(recursive_config(**settings)).eval()
+    plain.load_state_dict(tensors)
+    ids = torch.randint(2, 160, (1, 9), generator=generator(2))
+    with torch.no_grad():
+        assert_close(looped(ids, num_cycles=2).logits, plain(ids, num_cycles=2).logits, 1e-4)
+
+
 def test_loop_terms_belong_to_their_cycle() -> None:
     """Cycle one has the first terms, cycle two and all later ones the second."""
     model = TestLoopLoRA().build_model()
@@ -447,6 +509,11 @@ def test_loop_terms_belong_to_their_cycle() -> None:
             parameter[1] += 0.05 * torch.randn(parameter[1].shape, generator=generator(3))
         assert torch.equal(model(ids, num_cycles=1).logits, one)
         assert (model(ids, num_cycles=2).logits - two).abs().max() > 1e-2
+        longer = RecursiveQwenForCausalLM(recursive_config(loop_lora_rank=3, loop_lora_cycles=4)).eval()
+        tensors = model.state_dict()
+        repeated = {name: tensor[[0, 1, 1, 1]] for name, tensor in tensors.items() if ".loop_" in name}
+        longer.load_state_dict(tensors | repeated)
+        assert torch.equal(model(ids, num_cycles=4).logits, longer(ids, num_cycles=4).logits)
 
 
 def test_halting_head_reads_the_direction_of_a_state(model: PreTrainedModel) -> None:
@@ -472,8 +539,19 @@ def test_confidence_is_the_halting_heads(model: PreTrainedModel) -> None:
     assert (model.confidence(ids) - model.confidence(ids, num_cycles=1)).abs().max() > 1e-3
 
 
+def test_patience_is_of_sure_cycles_in_a_row() -> None:
+    """A token that doubts in between begins anew; the last one is padding."""
+    sure_CS = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 0, 1, 0]])
+    padding = torch.tensor([[False, False, False, False, True]])
+    halting = Halting(padding, cycles=5, threshold=0.7, patience=2)
+    done = [halting.step(4.0 * sure[None] - 2.0, cycle) for cycle, sure in enumerate(sure_CS)]
+    assert halting.used.tolist() == [[4, 2, 3, 5, 1]]
+    assert halting.halted.tolist() == [[True, True, True, False, True]] and not any(done)
+    assert halting.step(torch.full((1, 5), 2.0), 5)
+
+
 def test_new_models_never_halt() -> None:
-    model = RecursiveQwenForCausalLM(recursive_config(H_cycles=5, halt_threshold=0.5)).eval()
+    model = RecursiveQwenForCausalLM(recursive_config(H_cycles=5, halt_threshold=0.1)).eval()
     with torch.no_grad():
         used = model(torch.randint(2, 160, (2, 9), generator=generator(1))).cycles_used
     assert used.eq(5).all()
