@@ -291,11 +291,10 @@ class PassageRows:
         return copies
 
     def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """From a row on, the first row and the latents of one block after the other, (at most `BATCH_ROWS`, M, D)."""
+        """Of each block from the first row of a shard on, its first row and latents, (at most `BATCH_ROWS`, M, D)."""
         for first, block in zip(self._block_starts, self._blocks, strict=True):
-            if first + len(block) > start:
-                skipped = max(0, start - first)
-                yield first + skipped, block[skipped:]
+            if first >= start:
+                yield first, block
 
     def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """`id`, `passage` and `text` of some rows."""

@@ -1,5 +1,6 @@
 """The latent index against a naive search, through every change of it, and what it refuses."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def test_delete_add_again_and_compact(index: ClaraIndex, shown: list[dict[str, s
     assert index.delete(names) == len(all_passages(gone))
     kept = [document for document in shown if document["id"] not in names]
     assert_searches(index, kept)
+    for _ in range(2):
+        add(index, gone)
+        assert_searches(index, kept + gone)
+        assert index.delete(names[:2]) == len(all_passages(gone[:2]))
+        assert_searches(index, kept + gone[2:])
+        index.delete(names[2:])
     add(index, gone)
     assert_searches(index, kept + gone)
     before = sum(path.stat().st_size for path in index.directory.rglob("*.arrow"))
@@ -180,7 +187,7 @@ def test_ids_without_a_name_are_those_of_the_text(index: ClaraIndex) -> None:
     latents = torch.ones(1, *SIZE)
     index.add(["The same.", {"text": "Another.", "id": None}], [latents, latents])
     names = index.ids()[-2:]
-    assert len(set(names)) == 2 and all(len(name) == 32 for name in names)
+    assert names == [hashlib.sha256(text).hexdigest()[:32] for text in (b"The same.", b"Another.")]
     with pytest.raises(ValueError, match=f"1 of 1 documents are in the index already, '{names[0]}' the first"):
         index.add([{"text": "The same."}], [latents])
 
