@@ -9,10 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .recipes.topic_practice import CHOICE_CHANCE
 from .report import inlined, loss_curve, write_page
 
-WAYS = {"own document": "#2a6fdb", "another document": "#6f6f6f", "no document": "#b8b8b8"}
+WAYS = ("own document", "another document", "no document", "most frequent")
 
 
 def write_clara_report(
@@ -48,7 +47,6 @@ def write_clara_report(
         answers=answers,
         ways=WAYS,
         documents=documents,
-        chance=CHOICE_CHANCE,
         metadata=metadata,
         finding=finding,
         samples=samples,
@@ -75,7 +73,6 @@ def rate_figure(
     }
     for (name, shares), colour in zip(measures.items(), ("#d1495b", "#2a6fdb", "#b8b8b8"), strict=True):
         axes.plot(ordered, shares, "o-", color=colour, label=name)
-    axes.axhline(CHOICE_CHANCE, color="black", linestyle="dotted", linewidth=1)
     axes.axhline(1 / documents, color="#d1495b", linestyle="dotted", linewidth=1)
     axes.set(xscale="log", xlabel="tokens of a document for one latent", ylabel="share", ylim=(0, 1.04))
     axes.set_xticks(ordered, [str(rate) for rate in ordered])

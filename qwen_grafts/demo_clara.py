@@ -13,6 +13,7 @@ The text is Python's own reference, as `help()` prints it. Nothing that is asked
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from .recipes.answer_metrics import exact_match
 from .recipes.document_index import index_documents
 from .recipes.run_metadata import read_metadata, write_metadata
 from .recipes.topic_documents import TopicDocument, topic_documents
-from .recipes.topic_practice import CHOICE_CHANCE, choice_questions, practice_questions
+from .recipes.topic_practice import NEW_WORDING, TOPIC_WORDINGS, name_questions, practice_batches
 from .recipes.topic_task import TopicQuestion, TopicSplit, split_topic_questions, topic_questions
 
 NAME = "clara-tiny-topics"
@@ -43,6 +44,7 @@ DOCUMENTS = 220
 VOCABULARY, WIDTH, LAYERS = 1536, 128, 2
 DOC_MAX_LENGTH, RATES, RANK = 192, (16, 8, 48), 32
 TEMPERATURE = 0.05
+FINDING_BATCHES = 200
 SHOWN, CANDIDATES = 8, 20
 MEASURED = 200
 
@@ -86,7 +88,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.rule("3  Publish: export, card and clean-room check")
     model = ClaraQwen3ForCausalLM.from_pretrained(answering)
     measured["trained"] = measure_retrieval(model, documents, split)
-    answers = measure_answers(model, documents, split, seed)
+    answers = measure_answers(model, split)
     write_metadata(
         read_metadata(answering) | {"metrics": {"after": card_metrics(measured["trained"], answers)}}, answering
     )
@@ -102,10 +104,15 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.print(answer_table(answers))
 
     console.rule("5  Load the published copy in a clean process and ask")
-    samples = ask_clean(published, documents, split, seed)
+    samples = ask_clean(published, documents, split)
     for sample in samples:
         mark = "right" if exact_match(sample["answer"], [sample["expected"]]) else f"wrong, it is {sample['expected']}"
-        console.print(f"  {sample['question']}\n    {sample['answer']} ({mark})", highlight=False, markup=False)
+        place = "the right document" if sample["right"] else "another document"
+        console.print(
+            f"  {sample['asked']}\n    {place}, cosine {sample['score']:.2f}; it is about {sample['answer']} ({mark})",
+            highlight=False,
+            markup=False,
+        )
     report = write_clara_report(
         directory / "report.html",
         retrieval=measured,
@@ -120,7 +127,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     )
     console.print(f"\nReport: {report}", soft_wrap=True)
     console.print(
-        f'Ask it: qwen-grafts answer {published} "{samples[0]["question"]}" --index {index.directory} --top-k 1',
+        f"Ask it: qwen-grafts answer {published} '{samples[0]['asked']}' --index {index.directory} --top-k 1",
         soft_wrap=True,
         markup=False,
         highlight=False,
@@ -163,18 +170,18 @@ def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
 def write_rows(folder: Path, split: TopicSplit, seed: int) -> dict[str, Path]:
     """Rows of both steps as JSON lines, in the published form.
 
-    "finding": a question and the passage it is about; the others of its batch are the wrong ones. "answering": passages
-    with questions of choice.
+    "finding": a question and the passage it is about; the other passages of its batch are the wrong ones. "answering":
+    passages, and the questions what they are about.
     """
     text = {document.id: document.text for document in split.train_documents}
-    practice = practice_questions(split.train_documents, split.new_questions, seed=seed)
+    practice = practice_batches(split.train_documents, split.new_questions, seed=seed, batches=FINDING_BATCHES)
     finding = [
         {"question": asked.question, "docs": [text[asked.document]], "gold_answer": asked.answer, "pos_index": [0]}
-        for asked in [*practice, *split.train]
+        for asked in practice
     ]
     answering = [
         {"data_type": "qa", "question": [asked.question], "answers": [asked.answer], "docs": [text[asked.document]]}
-        for asked in choice_questions(split.train_documents, seed=seed, per_document=40)
+        for asked in name_questions(split.train_documents)
     ]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
@@ -204,30 +211,33 @@ def measure_retrieval(
     return found
 
 
-def measure_answers(
-    model: ClaraQwen3ForCausalLM, documents: Sequence[TopicDocument], split: TopicSplit, seed: int
-) -> dict[str, dict[str, float]]:
-    """Kind of question and rate -> exact match from the question's own document, from none, from another one."""
-    text = {document.id: document.text for document in documents}
+def measure_answers(model: ClaraQwen3ForCausalLM, split: TopicSplit) -> dict[str, dict[str, float]]:
+    """Documents and rate -> exact match of their topics from the own document, from another one, from none."""
     asked = {
-        "known documents": choice_questions(split.train_documents, seed=seed + 1, per_document=1, held_out=True),
-        "new documents": choice_questions(
-            split.held_out_documents,
-            seed=seed + 1,
-            per_document=MEASURED // len(split.held_out_documents),
-            others=documents,
-        ),
+        "known documents": name_questions(split.train_documents, [NEW_WORDING]),
+        "new documents": name_questions(split.held_out_documents, [*TOPIC_WORDINGS, NEW_WORDING]),
     }
+    text = {document.id: document.text for document in [*split.train_documents, *split.held_out_documents]}
     found = {}
     for name, questions in asked.items():
-        questions = questions[:MEASURED]
         own = [[text[question.document]] for question in questions]
+        # A document of another topic, as far as there is one.
+        others = [next((q for q in questions if q.answer != question.answer), question) for question in questions]
+        given = {
+            "own document": own,
+            "another document": [[text[other.document]] for other in others],
+            "no document": [[] for _ in own],
+        }
         for rate in RATES:
-            given = {"own document": own, "another document": [*own[1:], own[0]], "no document": [[] for _ in own]}
             found[f"{name}, rate {rate}"] = {
                 way: _right(model, questions, texts, rate) for way, texts in given.items()
-            } | {"rows": len(questions)}
+            } | {"most frequent": _most_frequent(questions), "rows": len(questions)}
     return found
+
+
+def _most_frequent(questions: Sequence[TopicQuestion]) -> float:
+    """Share that one answer to all questions would get right."""
+    return max(Counter(question.answer for question in questions).values()) / len(questions)
 
 
 def _right(
@@ -245,7 +255,7 @@ def card_metrics(
     """What was measured, in the rows of a model card."""
     rows = {f"retrieval among {DOCUMENTS} documents, rate {rate}": dict(row) for rate, row in retrieval.items()}
     for name, row in answers.items():
-        rows[f"choice, {name}"] = {
+        rows[f"topics of {name}"] = {
             "exact_match": row["own document"],
             "no_documents": row["no document"],
             "shuffled_documents": row["another document"],
@@ -269,37 +279,32 @@ def retrieval_table(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 
 def answer_table(answers: Mapping[str, Mapping[str, float]]) -> Table:
     """Answers beside their controls."""
-    table = Table(title=f"Held-out questions of choice, chance {CHOICE_CHANCE:.3f}", title_justify="left")
-    ways = ("own document", "another document", "no document")
-    for column in ("questions about", *ways):
-        table.add_column(column, justify="left" if column == "questions about" else "right")
+    table = Table(title="What is the text about? Exact match of the topic's name", title_justify="left")
+    ways = ("own document", "another document", "no document", "most frequent")
+    for column in ("asked about", *ways):
+        table.add_column(column, justify="left" if column == "asked about" else "right")
     for name, row in answers.items():
         table.add_row(name, *(f"{row[way]:.3f}" for way in ways))
     return table
 
 
-def ask_clean(
-    published: Path, documents: Sequence[TopicDocument], split: TopicSplit, seed: int
-) -> list[dict[str, Any]]:
-    """Held-out questions of choice, each over the passage it is about and others, answered in a clean process.
+def ask_clean(published: Path, documents: Sequence[TopicDocument], split: TopicSplit) -> list[dict[str, Any]]:
+    """Held-out questions answered in a clean process: what a passage is about, and which passage a question is about.
 
     Returns:
-        {"question", "expected", "answer", "found", "right", "score"}: what was found, and whether it is the right one.
+        {"question", "expected", "answer", "asked", "found", "score", "right"}.
     """
     text = {document.id: document.text for document in documents}
-    asked = choice_questions(split.train_documents, seed=seed + 2, per_document=1, held_out=True)[:SHOWN]
-    pieces = {q.document: q.question for q in split.new_questions}
+    topic = {document.id: document.topic for document in documents}
+    shown = list({question.document: question for question in split.new_questions}.values())[:SHOWN]
     requests = []
-    for question in asked:
+    for question in shown:
         others = [document.text for document in documents if document.id != question.document][: CANDIDATES - 1]
-        requests.append({"question": question.question, "documents": [text[question.document]]})
-        requests.append(
-            {"find": pieces.get(question.document, question.question), "documents": [text[question.document], *others]}
-        )
+        requests.append({"question": NEW_WORDING, "documents": [text[question.document]]})
+        requests.append({"find": question.question, "documents": [text[question.document], *others]})
     replies = answer_clean("documents", published, requests)
     return [
-        {"question": question.question, "expected": question.answer, "answer": answered["answer"]}
-        | {"asked": requests[2 * place + 1]["find"], "found": found["text"], "score": found["score"]}
-        | {"right": found["index"] == 0}
-        for place, (question, answered, found) in enumerate(zip(asked, replies[::2], replies[1::2], strict=True))
+        {"question": NEW_WORDING, "expected": topic[question.document], "answer": answered["answer"]}
+        | {"asked": question.question, "found": found["text"], "score": found["score"], "right": found["index"] == 0}
+        for question, answered, found in zip(shown, replies[::2], replies[1::2], strict=True)
     ]

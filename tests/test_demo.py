@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qwen_grafts import demo_clara as clara
 from qwen_grafts import demo_qwen3_vl_sft as sft
 from qwen_grafts import demo_recursive as recursive
 from qwen_grafts.cli import main
@@ -230,3 +231,22 @@ def test_recursive_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
     card = (tmp_path / "published" / "README.md").read_text()
     assert "length 24, 32 cycles" in card
     assert "length 16, halting above 0.9" in card
+
+
+@pytest.mark.slow
+def test_clara_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
+    """Every step on few rows: model, rows, two runs, index, tables, page; a second run replaces the first."""
+    few = ["--max_steps", "2", "--per_device_train_batch_size", "4"]
+    monkeypatch.setattr(clara, "train_tiny", lambda *args: train_tiny(*args[:-1], [*args[-1], *few]))
+    for name, value in {"DOCUMENTS": 30, "FINDING_BATCHES": 1, "MEASURED": 6, "SHOWN": 2, "CANDIDATES": 4}.items():
+        monkeypatch.setattr(clara, name, value)
+    for _ in range(2):
+        page = clara.run(tmp_path, repo_id=None, seed=0, console=Console(file=io.StringIO())).read_text("utf-8")
+    assert page.count("<td>untrained</td>") == page.count("<td>trained</td>") == len(clara.RATES)
+    assert 'alt="quality against compression rate"' in page
+    index = ClaraIndex.load(tmp_path / "index")
+    assert index.num_documents == 30
+    card = (tmp_path / "published" / "README.md").read_text(encoding="utf-8")
+    assert "retrieval among 30 documents, rate 16" in card and "topics of new documents, rate 48" in card
+    with pytest.raises(ValueError, match="qwen-grafts answer"):
+        ask("clara", tmp_path, tmp_path / "none.png", "What?")

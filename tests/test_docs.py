@@ -33,6 +33,7 @@ RUNNING = {
     "docs/prompts_and_thinking.md": ["A batch", "Thought and answer", "Streaming"],
     "docs/vision_bridge.md": ["Images, several and moving", "Inference"],
     "docs/graft_your_own_encoder.md": ["Use it", "Train it"],
+    "docs/clara.md": ["Use", "An index of latents"],
     "docs/recursive_qwen.md": ["Depth", "Halting", "Ask it", "Caches and generation"],
 }
 
@@ -144,7 +145,8 @@ def test_pages_run(tmp_path: Path) -> None:
         for index in range(2):
             noise = np.random.default_rng(index).integers(0, 256, (32, 48, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "samples" / f"{index:02d}.png")
-    export_preset("recursive-tiny", tmp_path / "outputs" / "recursive-tiny")
+    for preset in ("recursive-tiny", "clara-tiny"):
+        export_preset(preset, tmp_path / "outputs" / preset)
     frames = [Image.new("RGB", (48, 32), (60 * number, 0, 0)) for number in range(4)]
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
