@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from qwen_grafts import ClaraIndex
 from qwen_grafts import demo_clara as clara
 from qwen_grafts import demo_qwen3_vl_sft as sft
 from qwen_grafts import demo_recursive as recursive
