@@ -26,12 +26,17 @@ def tiny_processor() -> ClaraQwen3Processor:
     return ClaraQwen3Processor(tokenizer, LENGTH, RATES)
 
 
-def tiny_clara(**settings: Any) -> ClaraQwen3ForCausalLM:
-    """A model of even logits, whose roles are of trained size."""
+def tiny_clara(text: dict[str, Any] | None = None, **settings: Any) -> ClaraQwen3ForCausalLM:
+    """A model of even logits, whose roles are of trained size.
+
+    Args:
+        text: further values of the language model.
+        settings: further values of the configuration.
+    """
     processor = tiny_processor()
     tokenizer = processor.tokenizer
-    text = {"vocab_size": VOCABULARY, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = ClaraQwen3ForCausalLM(clara_config(text, document_token_id=FIRST_NEW, **settings))
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = ClaraQwen3ForCausalLM(clara_config(ids | (text or {}), document_token_id=FIRST_NEW, **settings))
     with torch.no_grad():
         randomize(model)
         for name, parameter in model.named_parameters():

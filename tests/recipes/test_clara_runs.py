@@ -24,7 +24,7 @@ STAGES = tuple(TRAINED_PARTS)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clara_checkpoint(tmp_path_factory.mktemp("clara") / "tiny")
+    return clara_checkpoint(tmp_path_factory.mktemp("clara") / "tiny", text={"tie_word_embeddings": False})
 
 
 @pytest.fixture(scope="module")
