@@ -1,5 +1,6 @@
 """The latent index against a naive search, through every change of it, and what it refuses."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -302,6 +303,45 @@ def test_what_a_killed_change_leaves_does_not_disturb(index: ClaraIndex, shown: 
     add(again, added)
     assert_searches(ClaraIndex.load(index.directory), shown + added)
     assert len(list(folder.iterdir())) == 4
+
+
+CHANGES = {
+    "add": (lambda index: add(index, documents(2, first=50)), documents(40) + documents(2, first=50)),
+    "delete": (lambda index: index.delete(["d3", "d30"]), [*documents(3), *documents(26, 4), *documents(9, 31)]),
+    "compact": (lambda index: index.compact(), documents(40)),
+}
+
+
+class KilledError(BaseException):
+    """Nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("lived", range(2))
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_killed_before_a_file_has_its_name(
+    index: ClaraIndex, shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, change: str, lived: int
+) -> None:
+    """The index is as it was until the manifest is renamed, which is the last file; then it is changed."""
+    make, changed = CHANGES[change]
+    rename, renamed = Path.replace, []
+
+    def dying(self: Path, target: Path) -> Path:
+        if len(renamed) == lived:
+            raise KilledError
+        renamed.append(target.name)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KilledError):
+        patch.setattr(Path, "replace", dying)
+        make(index)
+    done = change == "delete" and lived == 1
+    assert ("index.json" in renamed) == done
+    again = ClaraIndex.load(index.directory)
+    assert_searches(again, changed if done else shown)
+    if not done:
+        make(again)
+    assert_searches(ClaraIndex.load(index.directory), changed)
+    assert {path.name for path in index.directory.rglob("*.arrow")} == {shard.name for shard in again._manifest.shards}
 
 
 def test_a_failed_write_changes_nothing(
