@@ -16,7 +16,7 @@ FEWEST_WORDS, MOST_WORDS = 60, 120
 _LONG = 85
 _REPEATED_WORDS = 12
 
-# Code and tables have hardly any of these, prose has one in four words or so.
+# Code has hardly any of these, prose has one in four words or so.
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -27,7 +27,6 @@ _FUNCTION_WORDS = frozenset(
 )
 _LEAST_FUNCTION_WORDS = 0.2
 _FEWEST_IN_PARAGRAPH = 8
-_NO_PROSE = re.compile(r"::=|>>>|^\s*[+|]|^\s*([*=~^\"-])\1{3,}\s*$", re.MULTILINE)
 # A term on a line of its own, and indented what it means; the lines of an item behind its bullet look alike.
 _TERM = re.compile(r"^(( *)(?![ *]|\d+\.)[^\n]*[^\s.,:;])\n(?=\2 )")
 _SENTENCE_END = re.compile(r"[.:!?][\"”\u2019)]*$")
@@ -94,14 +93,13 @@ def _passages(text: str) -> Iterator[tuple[str, ...]]:
             if count >= (FEWEST_WORDS if place == len(pieces) - 1 else _LONG):
                 yield tuple(passage)
                 passage, count = [], 0
-    if count >= FEWEST_WORDS:
-        yield tuple(passage)
 
 
 def _prose(paragraph: str) -> str:
-    """The paragraph on one line without bullet, marks of emphasis and footnotes; "" if it is no prose."""
-    if _NO_PROSE.search(paragraph):
-        return ""
+    """The paragraph on one line without bullet, marks of emphasis and footnotes; "" if it is no prose.
+
+    Headings, tables, grammar and most code do not end as a sentence does, and the rest of the code has few words.
+    """
     text = _TERM.sub(r"\1: ", paragraph.strip("\n"))
     text = " ".join(re.sub(r"(?<=\w-)\n\s*(?=\w)", "", text).split())
     text = re.sub(r"^(\*|\d+\.) ", "", text)

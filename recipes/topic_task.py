@@ -182,7 +182,7 @@ def _initial(passages: _Passages, document: TopicDocument, rng: random.Random) -
     telling = [word for word in written if passages.is_rare(word, _TELLING_PASSAGES)]
     for answer in rng.sample(answers, len(answers)) if len(telling) >= 3 else ():
         named = rng.sample(telling, 3)
-        if answer not in named and passages.holding_all(named) == {document.id}:
+        if passages.holding_all(named) == {document.id}:
             start, shown = written[answer][:2], [f"“{written[word]}”" for word in named]
             yield (
                 f"Which word beginning with “{start}” is in the text with {', '.join(shown[:-1])} and {shown[-1]}?",

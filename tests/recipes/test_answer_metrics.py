@@ -25,6 +25,7 @@ from qwen_grafts.recipes.answer_metrics import (
         ("The  Cat,\nsat.", "cat sat"),
         ("An apple a day", "apple day"),
         ("Theatre and anthem", "theatre and anthem"),
+        ("A sofa in Panama, the", "sofa in panama"),
         ("U.S.A.", "usa"),
         ("“Café” \u2014 1990\u20131995", "café 19901995"),
         ("\uff11\uff12 Cafe\u0301", "12 café"),

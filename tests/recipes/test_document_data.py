@@ -153,6 +153,7 @@ FIRST_STAGE_FAULTS = {
     ("malformed row", "`docs[0]` must be text, not nothing"): first_stage(1, docs=[None]),
     ("malformed row", "`question[0]` must be text, not a list"): first_stage(0, question=[["q?"]]),
     ("questions and answers differ in number", "`question` has 3 and `answers` 2"): first_stage(2, answers=["a", "b"]),
+    ("questions and answers differ in number", "`question` has 1 and `answers` 2"): first_stage(0, answers=["a", "b"]),
     ("no prompt", "`question[1]` is empty"): first_stage(1, question=["q?", " \n"]),
     ("no prompt", "`question` is an empty list"): first_stage(0, question=[], answers=["a"]),
     ("no answer", "`answers[0]` is empty"): first_stage(1, answers=["", "a"]),
@@ -330,6 +331,7 @@ def test_subset_and_fingerprint(tmp_path):
     train, there = rows_of(drawn[0])
     assert len(train + there) == 12 - len(drawn[0].refused) and not set(train) & set(there)
     assert rows_of(drawn[0]) == rows_of(drawn[1]) != rows_of(drawn[2])
+    assert sorted(train + there) != sorted(row for part in rows_of(drawn[2]) for row in part)
     assert drawn[0].fingerprint == drawn[1].fingerprint != drawn[2].fingerprint
     assert all(row["documents"] == [f"Document {row['source_row']}."] for row in drawn[2].train)
     refused = next(

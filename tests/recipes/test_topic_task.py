@@ -112,10 +112,13 @@ def test_what_is_no_prose_stays_out():
     prose = "The value of *x* is what the function\n   returns to its caller, and no one else can see it."
     topic = "\n\n".join(
         [
-            "The heading\n***********",
-            'stmt ::= "a" "b" and this is of the grammar that is here',
-            ">>> print(1) # and this is not a part of the text",
+            "This is the heading of the text that is in here\n************************",
+            'with_stmt ::= "with" with_item ("," with_item)* ":" suite',
+            ">>> [x for x in range(3) if x is not None]\n[0, 1, 2]",
             "if a:\n   b = [c for d in e]\n   f(g, h, i, j, k)",
+            "abs all any ascii bin bool breakpoint bytearray bytes callable chr.",
+            "This is it, as it was.",
+            "This has no end as the others have and so it is the head of what is to come",
             "+----+\n| is | and the like is in a table that is here.\n+----+",
             "A term\n   This is what the **term** means, which is not the same as any of the others.",
             "* " + prose + " [1]",
@@ -236,6 +239,11 @@ def test_fewer_questions_and_kinds(documents):
         found = topic_questions(some, kinds=[kind], per_document=2)
         assert {question.kind for question in found} == {kind}
         assert set(Counter(question.document for question in found).values()) <= {1, 2}
+        behind = [
+            some[question.document].text.find(question.answer) > len(some[question.document].text) / 2
+            for question in found
+        ]
+        assert 0.25 < sum(behind) / len(behind) < 0.75  # a few questions are not all about the beginning
     assert topic_questions(some, per_document=0) == []
     bare = [TopicDocument(0, "t", ("It is so, as it was.",)), TopicDocument(1, "t", ("It was as it is.",))]
     assert topic_questions(bare) == topic_questions([]) == []
