@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ..configuration import GRAFTS
 from ..configuration.code_files import PACKAGE
 from .cards import card_snippet
-from .clean_room_child import check_batch, greedy, logits_of
+from .clean_room_child import check_batch, greedy, logits_of, scores_of
 from .graft_parts import Processor, graft_class, load_processor, parameter_table
 from .static_checks import inspect
 
@@ -233,8 +233,10 @@ def _judge_weights(
         findings += _judge_processor(measured.inputs, check_batch(processor))
     training = model.training
     inputs = {name: tensor.to(model.device) for name, tensor in measured.inputs.items()}
+    queries = {name: tensor.to(model.device) for name, tensor in measured.group("queries").items()}
     model.eval()
     wanted, (wanted_tokens, wanted_steps) = logits_of(model, inputs), greedy(model, inputs, use_cache=True)
+    wanted_scores = scores_of(model, queries) if queries else None
     model.train(training)
     real = measured.inputs["attention_mask"].bool()
     allowed = tolerance * max(1.0, wanted[real].abs().max().item())
@@ -246,6 +248,12 @@ def _judge_weights(
             findings.append(
                 f"the logits through {auto} differ from the exported model's by {difference:.2e} ({allowed:.0e} is "
                 "allowed); the code or the weights are not those of the model: export it again"
+            )
+    for auto, scores in measured.group("scores").items():
+        if (difference := (scores - wanted_scores).abs().max().item()) > tolerance:
+            findings.append(
+                f"the scores of documents through {auto} differ from the exported model's by {difference:.2e} "
+                f"({tolerance:.0e} is allowed); the query reasoner is not that of the model: export it again"
             )
     if found := _disagreement(wanted_tokens, tokens["cached"], wanted_steps, tolerance):
         findings.append(f"greedy tokens differ from the exported model's: {found}")

@@ -59,6 +59,20 @@ def check_batch(processor: Any) -> dict[str, torch.Tensor]:
     return dict(batch)
 
 
+def check_queries(processor: Any) -> dict[str, torch.Tensor]:
+    """Questions and the documents that they are scored against; empty where the processor reads none."""
+    if not hasattr(processor, "query_inputs"):
+        return {}
+    documents = check_batch(processor)["document_input_ids"]
+    return {"query_input_ids": processor.query_inputs(list(PROMPTS_OF_TEXT)), "document_input_ids": documents}
+
+
+@torch.no_grad()
+def scores_of(model: Any, queries: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, N) cosines of questions and documents in float32."""
+    return model(**queries).retrieval_scores.float().cpu()
+
+
 @torch.no_grad()
 def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """(B, S, V) logits in float32."""
@@ -166,14 +180,21 @@ def _auto_classes(config: Any) -> list[str]:
     return sorted(named, key=lambda auto: (auto == "AutoModel", auto))
 
 
-def _measure_weights(directory: str, config: Any, inputs: dict[str, torch.Tensor], record: _Record) -> None:
+def _measure_weights(
+    directory: str, config: Any, inputs: dict[str, torch.Tensor], queries: dict[str, torch.Tensor], record: _Record
+) -> None:
     head = None
     for auto in _auto_classes(config):
-        head = _measure_model(auto, directory, inputs, record, head)
+        head = _measure_model(auto, directory, inputs, queries, record, head)
 
 
 def _measure_model(
-    auto: str, directory: str, inputs: dict[str, torch.Tensor], record: _Record, head: Any | None
+    auto: str,
+    directory: str,
+    inputs: dict[str, torch.Tensor],
+    queries: dict[str, torch.Tensor],
+    record: _Record,
+    head: Any | None,
 ) -> Any | None:
     """Load through one Auto class and run it; returns the first head met, which the backbone is measured with."""
     with record.stage(f"loading the weights through {auto}"):
@@ -183,6 +204,8 @@ def _measure_model(
     keys = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected")}
     record.values["models"][auto] = _describe(model) | keys
     with record.stage(f"running the model of {auto}"):
+        if queries:
+            record.tensors[f"scores.{auto}"] = scores_of(model, queries)
         if model.get_output_embeddings() is None:
             with torch.no_grad():
                 hidden_states = model(**inputs).last_hidden_state
@@ -230,11 +253,12 @@ def main(request_file: str) -> None:
     with record.stage("loading the processor"):
         processor = getattr(transformers, auto).from_pretrained(directory, trust_remote_code=True)
     with record.stage("building a batch with the processor"):
-        inputs = check_batch(processor)
+        inputs, queries = check_batch(processor), check_queries(processor)
     record.values["parts"] = {"AutoConfig": type(config).__name__, auto: type(processor).__name__}
     record.tensors |= {f"inputs.{name}": tensor for name, tensor in inputs.items()}
+    record.tensors |= {f"queries.{name}": tensor for name, tensor in queries.items()}
     if request["weights"]:
-        _measure_weights(directory, config, inputs, record)
+        _measure_weights(directory, config, inputs, queries, record)
     else:
         _measure_shapes(config, record)
     if request["snippet"] is not None:

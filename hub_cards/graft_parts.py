@@ -203,7 +203,7 @@ def _clara_processor(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     names = new_token_names(config.doc_max_length, config.compression_rates)
     if tokenizer is None:
         tokenizer = build_qwen_tokenizer(config.document_token_id - len(QWEN3_SPECIAL_TOKENS), (), names)
-        tokenizer.chat_template = load_chat_template()
+    tokenizer.chat_template = tokenizer.chat_template or load_chat_template()
     add_memory_tokens(tokenizer, config.doc_max_length, config.compression_rates)
     _check_fit(tokenizer, {"document_token_id": tokenizer.convert_tokens_to_ids(names[0])}, config)
     return ClaraQwen3Processor(tokenizer, config.doc_max_length, config.compression_rates)

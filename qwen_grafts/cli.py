@@ -138,6 +138,45 @@ def graft_recursive(
     console.print(f"Wrote {path}. Train it with: qwen-grafts train RECIPE --model_name_or_path {path}", soft_wrap=True)
 
 
+@graft_app.command("clara")
+def graft_clara(
+    source: Annotated[str, typer.Option(help="Dense Qwen3 checkpoint: repository id or folder.")],
+    out: NewFolder,
+    revision: Revision = None,
+    doc_max_length: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 256,
+    rates: Annotated[
+        list[int] | None,
+        typer.Option(help="Tokens of a passage for one latent; give it again for more rates. Default: 32."),
+    ] = None,
+    lora_rank: Annotated[int, typer.Option(help="Of each role's terms.")] = 16,
+    lora_alpha: Annotated[float, typer.Option(help="The terms are scaled by this divided by the rank.")] = 32,
+    dtype: Annotated[str, typer.Option(help="Of the model; auto: the source's.")] = "auto",
+    graft_only: Annotated[
+        bool, typer.Option("--graft-only", help="Write the new parts alone; loading fetches the source.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """A Qwen3 that compresses documents, retrieves and answers from them; its source's function until it is trained.
+
+    Example: `qwen-grafts graft clara --source Qwen/Qwen3-4B-Instruct-2507 --rates 32 --rates 4 outputs/clara-4b`
+    """
+    from .hub_cards import graft_clara as assemble
+
+    path = assemble(
+        source,
+        out,
+        revision=revision,
+        doc_max_length=doc_max_length,
+        compression_rates=rates or (32,),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        dtype=dtype,
+        graft_only=graft_only,
+        overwrite=overwrite,
+    )
+    console.print(f"Wrote {path}. Train it with: qwen-grafts train RECIPE --model_name_or_path {path}", soft_wrap=True)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
@@ -169,6 +208,10 @@ def export(
     graft_only: Annotated[
         bool, typer.Option("--graft-only", help="With --model: the trained new parts alone; loading fetches the bases.")
     ] = False,
+    role: Annotated[
+        str | None,
+        typer.Option(help="With --model: `compressor`, `query_reasoner` or `generator` of a CLaRa, as a PEFT adapter."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer for a preset; default: byte-level.")] = None,
     seed: Annotated[int, typer.Option(help="Of a preset's random weights.")] = 0,
     overwrite: Overwrite = False,
@@ -177,10 +220,18 @@ def export(
 
     Example: `qwen-grafts export --preset perceiver-vlm-8b --config-only outputs/perceiver-vlm-8b`
     """
-    from .hub_cards import export_folder, export_preset
+    from .hub_cards import export_folder, export_preset, export_role
 
     if (preset is None) == (model is None):
         raise ValueError("Give exactly one of `--preset NAME` and `--model DIR`.")
+    if role is not None:
+        given = {"--preset": preset, "--graft-only": graft_only, "--config-only": config_only, "--overwrite": overwrite}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ValueError(
+                f"`--role` writes an adapter of `--model DIR` into a new folder; leave out {', '.join(wrong)}."
+            )
+        console.print(f"Wrote {export_role(model, role, out)}, a PEFT adapter.", soft_wrap=True)
+        return
     if preset is not None:
         path = export_preset(preset, out, config_only=config_only, tokenizer=tokenizer, seed=seed, overwrite=overwrite)
     else:
@@ -251,7 +302,7 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters by part, tokens an image or depth of a token, and memory of weights, gradients and optimizer.
+    """Parameters by part, what an image, a document or a token takes, and memory of weights, gradients and optimizer.
 
     Example: `qwen-grafts info perceiver-vlm-8b --json`
     """
@@ -281,6 +332,16 @@ def info(
     console.print(table)
     memory = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in described["memory_bytes"].items())
     area, fixed, depth = described["pixels_per_image_token"], described["tokens_per_image"], described["depth"]
+    if (passage := described["passage"]) is not None:
+        console.print(f"A passage of {passage['tokens']:,} tokens takes {passage['cache_bytes']:,} bytes of KV cache.")
+        for row in passage["compressed"]:
+            console.print(
+                f"At rate {row['rate']} it is {row['latents']:,} latents: {row['latent_bytes']:,} bytes to keep, "
+                f"{row['cache_bytes']:,} bytes of KV cache.",
+                soft_wrap=True,
+            )
+        console.print(f"Memory without activations: {memory}.")
+        return
     if depth is not None:
         for name, what in (("layer_evaluations", "layer evaluations"), ("cache_bytes_per_token", "bytes of KV cache")):
             configured, stock = depth["configured"][name], depth["stock"][name]

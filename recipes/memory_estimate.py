@@ -41,7 +41,7 @@ def describe(
     training_args: SFTConfig | None = None,
     model_args: ModelConfig | None = None,
 ) -> dict[str, Any]:
-    """Parameters by part, tokens an image or depth of a token, and memory of a run.
+    """Parameters by part, what an image, a passage or a token takes, and memory of a run.
 
     Args:
         config: of a graft or of a stock vision-language model.
@@ -73,10 +73,33 @@ def describe(
         "parameters": {"total": total, "trained": trained, "frozen": frozen, "parts": parts},
         "tokens_per_image": getattr(config, "num_image_tokens", None),
         "pixels_per_image_token": getattr(config, "image_token_pixels", 0) ** 2 or None,
+        "passage": _passage(config, BYTES[model_args.dtype]),
         "depth": _depth(config, BYTES[model_args.dtype]),
         "memory_bytes": asdict(
             MemoryEstimate(weights, trained * 4, trained * state, weights + trained * 4 + trained * state)
         ),
+    }
+
+
+def _passage(config: PreTrainedConfig, bytes_each: int) -> dict[str, Any] | None:
+    """What a full passage costs a CLaRa model as text and, at each rate, as latents; None for other models."""
+    if not hasattr(config, "compression_rates"):
+        return None
+    text = config.text_config
+    slots = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * bytes_each
+    counts = {rate: config.num_memory_tokens(rate) for rate in config.compression_rates}
+    return {
+        "tokens": config.doc_max_length,
+        "cache_bytes": config.doc_max_length * slots,
+        "compressed": [
+            {
+                "rate": rate,
+                "latents": count,
+                "latent_bytes": count * text.hidden_size * bytes_each,
+                "cache_bytes": count * slots,
+            }
+            for rate, count in counts.items()
+        ],
     }
 
 

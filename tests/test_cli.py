@@ -33,7 +33,7 @@ def test_every_command_has_help_with_an_example(command):
     assert code == 0
     for name in COMMANDS:
         assert name in out
-        for graft in ("perceiver-vlm", "vision-bridge", "recursive") if name == "graft" else (None,):
+        for graft in ("perceiver-vlm", "vision-bridge", "recursive", "clara") if name == "graft" else (None,):
             code, text, _ = command(name, *([graft] if graft else []), "--help")
             assert code == 0
             assert "Example:" in text, name
@@ -90,6 +90,47 @@ def test_info_of_a_recursive_preset(command):
     assert json.loads(command("info", "perceiver-vlm-tiny", "--json")[1])["depth"] is None
 
 
+def test_info_of_a_clara_preset(command):
+    info = json.loads(command("info", "clara-4b", "--json")[1])
+    slot = 2 * 36 * 8 * 128 * 2  # keys and values, layers, heads, width, bytes of bfloat16
+    assert info["passage"]["tokens"] == 256
+    assert info["passage"]["cache_bytes"] == 256 * slot
+    assert info["passage"]["compressed"] == [
+        {"rate": rate, "latents": count, "latent_bytes": count * 2560 * 2, "cache_bytes": count * slot}
+        for rate, count in ((32, 8), (4, 64), (16, 16), (128, 2))
+    ]
+    assert info["parameters"]["trained"] == 3 * 33_030_144 + 91 * 2560
+    _, text, _ = command("info", "clara-4b")
+    assert "A passage of 256 tokens takes 37,748,736 bytes of KV cache" in text
+    assert "At rate 32 it is 8 latents: 40,960 bytes to keep, 1,179,648 bytes of KV cache" in text
+    assert "image" not in text
+    assert json.loads(command("info", "perceiver-vlm-tiny", "--json")[1])["passage"] is None
+
+
+def test_graft_clara_and_take_a_role_out(command, tmp_path):
+    chat_checkpoint(tmp_path / "source", layers=2, first_special_id=256)
+    out, role = tmp_path / "clara", tmp_path / "generator"
+    words = ("--source", tmp_path / "source", "--rates", "8", "--rates", "4", "--doc-max-length", "16")
+    words += ("--lora-rank", "3", "--lora-alpha", "4.5", "--dtype", "bfloat16")
+    code, text, err = command("graft", "clara", *words, out)
+    assert code == 0, err
+    assert f"qwen-grafts train RECIPE --model_name_or_path {out}" in text
+    config = AutoConfig.from_pretrained(out)
+    assert (config.compression_rates, config.doc_max_length, str(config.dtype)) == ([8, 4], 16, "torch.bfloat16")
+    assert (config.lora_rank, config.lora_alpha) == (3, 4.5)
+    code, _, err = command("graft", "clara", *words, out)
+    assert (code, "already holds" in err) == (1, True)
+    code, _, err = command("graft", "clara", *words, "--overwrite", "--graft-only", out)
+    assert (code, "names its bases on the Hub" in err) == (1, True)
+    code, text, err = command("export", "--model", out, "--role", "generator", role)
+    assert code == 0, err
+    assert f"Wrote {role}, a PEFT adapter." in text
+    adapter = json.loads((role / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"]) == (3, 4.5)
+    code, _, err = command("export", "--model", out, "--role", "reader", tmp_path / "reader")
+    assert (code, "There is no role 'reader'; the roles are" in err) == (1, True)
+
+
 def test_graft_a_qwen_and_ask_it(command, tmp_path):
     chat_checkpoint(tmp_path / "source", "qwen2")
     out = tmp_path / "recursive"
@@ -137,6 +178,11 @@ def test_config_only_export_builds_at_full_size_on_meta(command, tmp_path):
     [
         (["export", "--preset", "perceiver-vlm-9b", "OUT"], "no preset 'perceiver-vlm-9b'"),
         (["export", "OUT"], "exactly one of"),
+        (["export", "--preset", "clara-tiny", "--role", "generator", "OUT"], "leave out --preset"),
+        (
+            ["export", "--model", "m", "--role", "generator", "--graft-only", "--config-only", "--overwrite", "OUT"],
+            "`--role` writes an adapter of `--model DIR` into a new folder; leave out --graft-only, --config-only",
+        ),
         (["info", "nonsense"], "neither a preset"),
         (["demo", "--image", __file__], "together"),
         (["demo", "--dir", "OUT", "--image", __file__, "--question", "What?"], "run `qwen-grafts demo` first"),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distinct_export import TEXT_PRESETS, VISION_PRESETS, export_distinct
+from distinct_export import DOCUMENT_PRESETS, TEXT_PRESETS, VISION_PRESETS, export_distinct
 
 TASK = """\
 task: tiny_choice
@@ -24,7 +24,7 @@ metric_list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS)
+@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS + DOCUMENT_PRESETS)
 def test_lm_eval_runs_on_an_export(preset, tmp_path):
     export = export_distinct(tmp_path, preset)
     data = tmp_path / "rows.json"

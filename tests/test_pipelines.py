@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from distinct_export import TEXT_PRESETS, VISION_PRESETS, export_distinct
+from distinct_export import DOCUMENT_PRESETS, TEXT_PRESETS, VISION_PRESETS, export_distinct
 
 SCRIPT = """
 import json, sys
@@ -26,8 +26,12 @@ settings = {"trust_remote_code": True, "max_new_tokens": 5, "do_sample": False}
 reading = pipeline("text-generation", model=repository, **settings)
 read = reading([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]
 if len(sys.argv) > 3:
-    deeper = reading([{"role": "user", "content": "Hello"}], num_cycles=9)[0]["generated_text"][-1]
-    print(json.dumps([read, deeper, reading([{"role": "user", "content": "What?"}])[0]["generated_text"][-1]]))
+    prompt, options = "Hello", {"num_cycles": 9}
+    if sys.argv[3] == "documents":
+        options = {"memory": reading.model.compress(["A lens on a cape."])[0]}
+        prompt = "<|document_pad|>" * options["memory"].shape[1] + "<|document_sep|>Hello"
+    other = reading([{"role": "user", "content": prompt}], **options)[0]["generated_text"][-1]
+    print(json.dumps([read, other, reading([{"role": "user", "content": "What?"}])[0]["generated_text"][-1]]))
     sys.exit()
 seeing = pipeline("image-text-to-text", model=repository, **settings)
 
@@ -40,11 +44,16 @@ print(json.dumps([ask(image), ask(blank), read]))
 """
 
 
-@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS)
-def test_pipelines_answer(preset, tmp_path):
+KINDS = (
+    dict.fromkeys(VISION_PRESETS) | dict.fromkeys(TEXT_PRESETS, "text") | dict.fromkeys(DOCUMENT_PRESETS, "documents")
+)
+
+
+@pytest.mark.parametrize(("preset", "kind"), KINDS.items())
+def test_pipelines_answer(preset, kind, tmp_path):
     export = export_distinct(tmp_path, preset)
     child = subprocess.run(
-        [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png", *(["text"] * (preset in TEXT_PRESETS))],
+        [sys.executable, "-I", "-c", SCRIPT, export, tmp_path / "image.png", *([kind] if kind else [])],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

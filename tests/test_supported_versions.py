@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distinct_export import TEXT_PRESETS, VISION_PRESETS, export_distinct
+from distinct_export import DOCUMENT_PRESETS, TEXT_PRESETS, VISION_PRESETS, export_distinct
 
 ROOT = Path(__file__).parents[1]
 # What transformers 5.16.1 needs that the newest does not: another hub client, and httpx.
@@ -27,7 +27,7 @@ def answers(export: Path, *overlay: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS)
+@pytest.mark.parametrize("preset", VISION_PRESETS + TEXT_PRESETS + DOCUMENT_PRESETS)
 def test_oldest_and_newest_transformers_agree(preset, tmp_path):
     overlay = ROOT / ".venv-oldest"
     if not (overlay / "transformers").is_dir():
@@ -38,6 +38,8 @@ def test_oldest_and_newest_transformers_agree(preset, tmp_path):
     assert (oldest["transformers"], newest["transformers"]) == ("5.16.1", "5.23.0")
     assert oldest["prompts"] == newest["prompts"]
     assert oldest["greedy"] == newest["greedy"]
+    assert oldest["answers"] == newest["answers"]
+    assert len(newest["answers"]) == (3 if preset in DOCUMENT_PRESETS else 0)
     assert len({tuple(row) for row in newest["greedy"]}) == 3
     for old, new in zip(oldest["logits"], newest["logits"], strict=True):
         assert old == pytest.approx(new, abs=1e-5)

@@ -32,19 +32,30 @@ from transformers import (  # noqa: E402
 )
 
 repository, image = sys.argv[1], Image.open(sys.argv[2]).convert("RGB")
-sees = "AutoProcessor" in AutoConfig.from_pretrained(repository, trust_remote_code=True).auto_map
-processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(repository, trust_remote_code=True)
+auto_map = AutoConfig.from_pretrained(repository, trust_remote_code=True).auto_map
+sees = "AutoModelForImageTextToText" in auto_map
+auto_processor = AutoProcessor if "AutoProcessor" in auto_map else AutoTokenizer
+processor = auto_processor.from_pretrained(repository, trust_remote_code=True)
 auto_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
 model = auto_class.from_pretrained(repository, trust_remote_code=True).eval()
-block = [{"type": "image", "image": image}] if sees else []
-messages = [
-    [{"role": "user", "content": [*block, {"type": "text", "text": "What is it?"}]}],
-    [{"role": "user", "content": "A question of text alone, longer than the other one is."}],
-    [{"role": "user", "content": [*block, *block, {"type": "text", "text": "The same?"}]}],
-]
-prompts = [processor.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in messages]
-images = {"images": [image] * 3} if sees else {}
-inputs = processor(text=prompts, **images, padding=True, padding_side="left", return_tensors="pt")
+questions = ["What is it?", "A question of text alone, longer than the other one is.", "The same?"]
+answers = []
+if hasattr(model, "answer"):
+    documents = [["A lens on a cape."], [], ["It was built in 1871, and it still runs on its first lens.", "A cape."]]
+    inputs = processor(questions, documents)
+    prompts = processor.batch_decode(inputs["input_ids"])
+    for answer in model.answer(questions, documents, max_new_tokens=10):
+        answers.append([answer.text, *(round(document.score, 4) for document in answer.documents)])
+else:
+    block = [{"type": "image", "image": image}] if sees else []
+    messages = [
+        [{"role": "user", "content": [*block, {"type": "text", "text": questions[0]}]}],
+        [{"role": "user", "content": questions[1]}],
+        [{"role": "user", "content": [*block, *block, {"type": "text", "text": questions[2]}]}],
+    ]
+    prompts = [processor.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in messages]
+    images = {"images": [image] * 3} if sees else {}
+    inputs = processor(text=prompts, **images, padding=True, padding_side="left", return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits[:, -1]
     greedy = model.generate(**inputs, max_new_tokens=10, do_sample=False)
@@ -58,6 +69,7 @@ print(
             "logits": logits.tolist(),
             "greedy": greedy[:, length:].tolist(),
             "beams": beams[:, length:].tolist(),
+            "answers": answers,
         }
     )
 )

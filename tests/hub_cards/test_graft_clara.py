@@ -173,16 +173,31 @@ def test_the_clean_room_answers_the_same(trained: PreTrainedModel, grafted: Path
 
 
 @pytest.mark.slow
-def test_code_that_reads_in_another_role_is_found(trained: PreTrainedModel, grafted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        (
+            'document_input_ids, "compressor")',
+            "document_input_ids, None)",
+            "the logits through AutoModelForCausalLM differ",
+        ),
+        (
+            'query_input_ids, "query_reasoner")',
+            'query_input_ids, "compressor")',
+            "the scores of documents through AutoM",
+        ),
+    ],
+)
+def test_code_that_reads_in_another_role_is_found(
+    trained: PreTrainedModel, grafted: Path, right: str, wrong: str, message: str, tmp_path: Path
+) -> None:
     trained.save_pretrained(tmp_path / "out")
     AutoProcessor.from_pretrained(grafted).save_pretrained(tmp_path / "out")
     path = tmp_path / "out" / "modeling_clara_qwen3.py"
     text = path.read_text()
-    assert 'self._read(document_input_ids, "compressor")' in text
-    path.write_text(
-        text.replace('self._read(document_input_ids, "compressor")', "self._read(document_input_ids, None)")
-    )
-    with pytest.raises(CleanRoomError, match="the logits through AutoModelForCausalLM differ"):
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    with pytest.raises(CleanRoomError, match=message):
         verify(tmp_path / "out")
 
 
