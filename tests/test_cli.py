@@ -11,7 +11,20 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from qwen_grafts.cli import app, main
 
-COMMANDS = ("graft", "train", "export", "verify", "push", "card", "info", "ask", "inference", "demo")
+COMMANDS = (
+    "graft",
+    "train",
+    "export",
+    "verify",
+    "push",
+    "card",
+    "info",
+    "ask",
+    "inference",
+    "index",
+    "answer",
+    "demo",
+)
 
 
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
