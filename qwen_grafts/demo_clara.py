@@ -44,7 +44,8 @@ DOCUMENTS = 220
 VOCABULARY, WIDTH, LAYERS = 1536, 128, 2
 DOC_MAX_LENGTH, RATES, RANK = 192, (16, 8, 48), 32
 TEMPERATURE = 0.05
-FINDING_BATCHES = 200
+KINDS = ("missing", "next")
+FINDING_BATCHES = 550  # as many as steps: no question is seen twice
 SHOWN, CANDIDATES = 8, 20
 MEASURED = 200
 
@@ -60,7 +61,8 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     start = time.perf_counter()
     directory.mkdir(parents=True, exist_ok=True)
     documents = topic_documents()[:DOCUMENTS]
-    split = split_topic_questions(documents, topic_questions(documents, seed=seed), seed=seed)
+    questions = topic_questions(documents, seed=seed, kinds=KINDS)
+    split = split_topic_questions(documents, questions, seed=seed)
 
     console.rule("0  A tiny CLaRa with random weights, and questions about Python's reference")
     grafted = make_tiny(directory / "grafted", documents, seed)

@@ -15,11 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from .topic_documents import TopicDocument, bare_words
-from .topic_task import BLANK, TopicQuestion, gives_away
+from .topic_task import BLANK, TopicQuestion
 
 PRACTICE_KINDS = ("missing", "next", "words", "words")  # as often as they stand here
 TOPIC_WORDINGS = ("What is the text about?", "Which topic is the text from?", "Name the topic of the text.")
 NEW_WORDING = "What does the text explain?"
+QUOTED = 4
 _FEWEST_WORDS, _MOST_WORDS = 6, 12
 _FEWEST_NAMED, _MOST_NAMED = 2, 6
 
@@ -36,14 +37,14 @@ def practice_batches(
     """Questions batch by batch: several about each of some documents, so that a document is compressed for all of them.
 
     Args:
-        held_out: none of their answers is in a question about the same document, nor is it its answer.
+        held_out: no question about the same document quotes `QUOTED` words in a row of one of them.
         seed: of documents, words and pieces.
-        batches, batch_documents, per_document: how many of each; questions that give something away are left out.
+        batches, batch_documents, per_document: how many of each; questions that quote a held-out one are left out.
     """
     rng = random.Random(seed)
-    secret: defaultdict[int, list[TopicQuestion]] = defaultdict(list)
+    secret: defaultdict[int, set[tuple[str, ...]]] = defaultdict(set)
     for question in held_out:
-        secret[question.document].append(question)
+        secret[question.document] |= _runs(question.question)
     words = {document.id: bare_words(document.text.lower()) for document in documents}
     count = Counter(word for found in words.values() for word in set(found))
     questions = []
@@ -51,9 +52,15 @@ def practice_batches(
         for document in rng.sample(documents, min(batch_documents, len(documents))):
             for _ in range(per_document):
                 question = _question(document, words[document.id], count, rng)
-                if not any(gives_away(question, other) for other in secret[document.id]):
+                if secret[document.id].isdisjoint(_runs(f"{question.question} {question.answer}")):
                     questions.append(question)
     return questions
+
+
+def _runs(question: str) -> set[tuple[str, ...]]:
+    """All runs of `QUOTED` words within the quotation marks of a question."""
+    words = question.split("“", 1)[1].replace("”", " ").replace("?", " ").lower().split()
+    return {tuple(words[start : start + QUOTED]) for start in range(len(words) - QUOTED + 1)}
 
 
 def _question(document: TopicDocument, words: Sequence[str], count: Counter[str], rng: random.Random) -> TopicQuestion:
@@ -84,4 +91,4 @@ def name_questions(documents: Sequence[TopicDocument], wordings: Sequence[str] =
     ]
 
 
-__all__ = ["NEW_WORDING", "PRACTICE_KINDS", "TOPIC_WORDINGS", "name_questions", "practice_batches"]
+__all__ = ["NEW_WORDING", "PRACTICE_KINDS", "QUOTED", "TOPIC_WORDINGS", "name_questions", "practice_batches"]
