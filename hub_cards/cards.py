@@ -29,10 +29,16 @@ MEASURES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
+    "cover_exact_match": "cover exact match",
+    "cover_words": "all words covered",
+    "token_f1": "token F1",
+    "faithfulness": "faithfulness",
     "blank_image": "blank image",
     "shuffled_image": "shuffled images",
+    "no_documents": "no documents",
+    "shuffled_documents": "another row's documents",
 }
-CONTROLS = ("blank_image", "shuffled_image")
+CONTROLS = ("blank_image", "shuffled_image", "no_documents", "shuffled_documents")
 
 State = Literal["trained", "random", "unrecorded"]
 
