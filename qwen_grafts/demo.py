@@ -43,10 +43,10 @@ DEMOS = {
     "qwen3-vl-sft": Demo(
         demo_qwen3_vl_sft.run, Path("demo", "qwen3-vl-sft"), "qwen-grafts demo qwen3-vl-sft", thinks=False
     ),
-    "clara": Demo(demo_clara.run, Path("demo", "clara"), "qwen-grafts demo clara", thinks=False, sees=False),
     "recursive": Demo(
         demo_recursive.run, Path("demo", "recursive"), "qwen-grafts demo recursive", thinks=False, sees=False
     ),
+    "clara": Demo(demo_clara.run, Path("demo", "clara"), "qwen-grafts demo clara", thinks=False, sees=False),
 }
 
 

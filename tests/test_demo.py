@@ -122,7 +122,7 @@ def test_thought_is_dimmed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge, qwen3-vl-sft, recursive"),
+        (["vision"], "no demo of 'vision'; demos: perceiver-vlm, vision-bridge, qwen3-vl-sft, recursive, clara"),
         (["vision-bridge", "--thinking"], "only with them"),
         (["--dir", "OUT", "--image", __file__, "--question", "?", "--thinking"], "not taught to think"),
         (
