@@ -237,7 +237,7 @@ def test_recursive_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_clara_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
     """Every step on few rows: model, rows, two runs, index, tables, page; a second run replaces the first."""
-    few = ["--max_steps", "2", "--per_device_train_batch_size", "4"]
+    few = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--logging_steps", "1"]
     monkeypatch.setattr(clara, "train_tiny", lambda *args: train_tiny(*args[:-1], [*args[-1], *few]))
     for name, value in {"DOCUMENTS": 30, "FINDING_BATCHES": 1, "MEASURED": 6, "SHOWN": 2, "CANDIDATES": 4}.items():
         monkeypatch.setattr(clara, name, value)
