@@ -501,14 +501,15 @@ def test_loop_terms_belong_to_their_cycle() -> None:
     """Cycle one has the first terms, cycle two and all later ones the second."""
     model = TestLoopLoRA().build_model()
     ids = torch.randint(2, 160, (1, 9), generator=generator(2))
-    up = [parameter for name, parameter in model.named_parameters() if name.endswith("loop_up")]
-    assert len(up) == 14
     with torch.no_grad():
-        one, two = model(ids, num_cycles=1).logits, model(ids, num_cycles=2).logits
-        for parameter in up:
-            parameter[1] += 0.05 * torch.randn(parameter[1].shape, generator=generator(3))
-        assert torch.equal(model(ids, num_cycles=1).logits, one)
-        assert (model(ids, num_cycles=2).logits - two).abs().max() > 1e-2
+        for kind in ("loop_up", "loop_down"):
+            one, two = model(ids, num_cycles=1).logits, model(ids, num_cycles=2).logits
+            factors = [parameter for name, parameter in model.named_parameters() if name.endswith(kind)]
+            assert len(factors) == 14
+            for factor in factors:
+                factor[1] += 0.05 * torch.randn(factor[1].shape, generator=generator(3))
+            assert torch.equal(model(ids, num_cycles=1).logits, one)
+            assert (model(ids, num_cycles=2).logits - two).abs().max() > 1e-2
         longer = RecursiveQwenForCausalLM(recursive_config(loop_lora_rank=3, loop_lora_cycles=4)).eval()
         tensors = model.state_dict()
         repeated = {name: tensor[[0, 1, 1, 1]] for name, tensor in tensors.items() if ".loop_" in name}
