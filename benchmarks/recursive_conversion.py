@@ -1,4 +1,4 @@
-"""What a converted model loses before it is trained: loss of the source against conversions and naive loops.
+"""What a converted model loses before it is trained, and what shared keys and values cost once it is.
 
     python benchmarks/recursive_conversion.py
 
@@ -7,7 +7,11 @@ converted by `from_qwen_pretrained` with each way of choosing layers, gates clos
 more with open gates, which makes the loops other conversions start from: z <- core(z), z <- core(z + e) as TRM, and
 both states in full. Loss is in nats a token, which is a byte here, of held-out text, at step 0.
 
-The table goes to the screen and to `benchmarks/results/recursive_conversion.json`.
+Then one conversion, its gates half open, is healed on the same text with `kv_sharing="none"`, and reads the held-out
+text token by token with a cache, as generation does, under each policy of `kv_sharing`. What it loses with fewer cycles
+says how much the later ones do.
+
+The tables go to the screen and to `benchmarks/results/recursive_conversion.json`.
 """
 
 import argparse
@@ -16,17 +20,20 @@ import tempfile
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from datasets import Dataset
 from timing import write_results
+from torch.nn import functional
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from qwen_grafts import RecursiveQwenForCausalLM
+from qwen_grafts import RecursiveCache, RecursiveQwenForCausalLM
+from qwen_grafts.configuration.configuration_recursive_qwen import KVSharing
 from qwen_grafts.processing import build_qwen_tokenizer
 from qwen_grafts.recipes.graft_trainer import GraftSFTTrainer
 from qwen_grafts.recipes.language_pretraining import pretraining_config
+from qwen_grafts.recipes.recursive_trainer import RecursionArguments, RecursiveSFTTrainer
 from qwen_grafts.recipes.text_data import BUILT_IN, load_text
 
 RESULTS = Path(__file__).parent / "results" / "recursive_conversion.json"
@@ -45,33 +52,43 @@ SIZES = {
 CORE_OF_Z = {"input_gate_H": 1.0, "input_gate_L": 0.0, "update_gate_H": 1.0, "update_gate_L": 1.0}
 CORE_OF_Z_AND_E = CORE_OF_Z | {"input_gate_H": 0.0, "input_gate_L": 1.0}
 BOTH_STATES = CORE_OF_Z | {"input_gate_L": 1.0}
+# Of the healed model: as many runs of the core as leave the training at a few minutes.
+HEALED = {"H_cycles": 3, "L_cycles": 1, "update_gate_init": 0.5}
+TRAINING = {"per_device_train_batch_size": 16, "warmup_steps": 20, "max_length": None, "disable_tqdm": True}
 
 
-def pretrain(folder: Path, steps: int) -> tuple[Qwen3ForCausalLM, torch.Tensor, int]:
-    """A small Qwen3 that has read the text, saved to a folder; held-out rows (N, S); rows trained on."""
+def pretrain(folder: Path, steps: int) -> tuple[Qwen3ForCausalLM, Dataset, torch.Tensor]:
+    """A small Qwen3 that has read the text, saved to a folder; the rows it was trained on; held-out rows (N, S)."""
     texts = load_text(BUILT_IN, eval_ratio=0).train["text"]
     tokenizer = build_qwen_tokenizer(FIRST_SPECIAL)
     ids = list(chain.from_iterable([*tokenizer(text)["input_ids"], tokenizer.pad_token_id] for text in texts))
     rows = [ids[start : start + LENGTH] for start in range(0, len(ids) - LENGTH, LENGTH)]
-    train = rows[:-HELD_OUT]
+    train = Dataset.from_dict({"input_ids": rows[:-HELD_OUT], "labels": rows[:-HELD_OUT]})
     set_seed(0)
     trainer = GraftSFTTrainer(
         model=Qwen3ForCausalLM(Qwen3Config(**SIZES)),
-        args=pretraining_config(
-            folder,
-            max_steps=steps,
-            per_device_train_batch_size=16,
-            learning_rate=3e-3,
-            warmup_steps=20,
-            max_length=None,
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_dict({"input_ids": train, "labels": train}),
+        args=pretraining_config(folder, max_steps=steps, learning_rate=3e-3, **TRAINING),
+        train_dataset=train,
         processing_class=tokenizer,
     )
     trainer.train()
     trainer.save_model()
-    return trainer.model.eval(), torch.tensor(rows[-HELD_OUT:]), len(train)
+    return trainer.model.eval(), train, torch.tensor(rows[-HELD_OUT:])
+
+
+def heal(source: Path, train: Dataset, steps: int) -> RecursiveQwenForCausalLM:
+    """A conversion whose loops were opened at once, trained until it is used to them."""
+    set_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = RecursiveSFTTrainer(
+            RecursiveQwenForCausalLM.from_qwen_pretrained(str(source), **HEALED),
+            pretraining_config(Path(folder), max_steps=steps, learning_rate=1e-3, **TRAINING),
+            recursion=RecursionArguments(halt_loss_weight=0.0),
+            train_dataset=train,
+            processing_class=build_qwen_tokenizer(FIRST_SPECIAL),
+        )
+        trainer.train()
+    return trainer.model.eval()
 
 
 @torch.inference_mode()
@@ -118,8 +135,42 @@ def measure(source: Path, rows_NS: torch.Tensor) -> dict[str, dict[str, float]]:
     return found
 
 
+@torch.inference_mode()
+def read(model: RecursiveQwenForCausalLM, rows_NS: torch.Tensor, sharing: str, num_cycles: int) -> dict[str, float]:
+    """Nats a token of rows read token by token with a cache, and bytes of the cache a token."""
+    cache, losses = RecursiveCache(), []
+    model.config.kv_sharing = sharing
+    for place in range(rows_NS.shape[1] - 1):
+        ids, following = rows_NS[:, place : place + 1], rows_NS[:, place + 1]
+        logits = model(ids, past_key_values=cache, use_cache=True, num_cycles=num_cycles).logits
+        losses.append(functional.cross_entropy(logits[:, 0], following))
+    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return {"loss": torch.stack(losses).mean().item(), "cache_bytes_per_token": size / rows_NS[:, :-1].numel()}
+
+
+def measure_sharing(model: RecursiveQwenForCausalLM, rows_NS: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Policy, and the exact one at fewer cycles -> loss, bytes of cache a token."""
+    most = HEALED["H_cycles"]
+    found = {policy: read(model, rows_NS, policy, most) for policy in get_args(KVSharing)}
+    return found | {f"none, cycles: {cycles}": read(model, rows_NS, "none", cycles) for cycles in range(1, most)}
+
+
+def show_sharing(found: dict[str, dict[str, float]]) -> None:
+    """Print the table of the healed model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Held-out loss of the healed model, {platform.machine()}")
+    for column in ("kv_sharing", "loss", "against none", "cache bytes a token"):
+        table.add_column(column, justify="left" if column == "kv_sharing" else "right")
+    for name, row in found.items():
+        difference = row["loss"] - found["none"]["loss"]
+        table.add_row(name, f"{row['loss']:.4f}", f"{difference:+.4f}", f"{row['cache_bytes_per_token']:,.0f}")
+    Console(width=120).print(table)
+
+
 def show(found: dict[str, dict[str, float]]) -> None:
-    """Print the table."""
+    """Print the table of step 0."""
     from rich.console import Console
     from rich.table import Table
 
@@ -134,20 +185,24 @@ def show(found: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Train, convert, measure, write the results."""
+    """Train, convert, measure, heal, measure, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    steps = parser.parse_args().steps
+    parser.add_argument("--healing-steps", type=int, default=300)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        source, rows_NS, count = pretrain(Path(folder), steps)
+        source, train, rows_NS = pretrain(Path(folder), arguments.steps)
         layers = source.config.num_hidden_layers
         found = {"source": {"layers": layers, "layer_evaluations": layers, "loss": loss_of(source, rows_NS)}}
         found |= measure(Path(folder), rows_NS)
-    show(found)
+        show(found)
+        sharing = measure_sharing(heal(Path(folder), train, arguments.healing_steps), rows_NS)
+    show_sharing(sharing)
     versions = {package: version(package) for package in ("torch", "transformers", "trl")}
-    setting = SIZES | {"text": BUILT_IN, "rows": count, "held_out_rows": HELD_OUT, "length": LENGTH, "steps": steps}
-    write_results(RESULTS, {"versions": versions, "setting": setting, "losses": found})
+    setting = SIZES | {"text": BUILT_IN, "rows": len(train), "held_out_rows": HELD_OUT, "length": LENGTH}
+    setting |= vars(arguments) | {"healed": HEALED}
+    write_results(RESULTS, {"versions": versions, "setting": setting, "losses": found, "kv_sharing": sharing})
 
 
 if __name__ == "__main__":

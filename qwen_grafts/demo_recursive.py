@@ -29,6 +29,7 @@ DEPTHS = (1, 2, 4, 8, 16, 32)
 THRESHOLDS = (0.5, 0.7, 0.9, 0.95, 0.99)
 MEASURED_ROWS, TEST_SEED = 512, 1_000
 SHOWN_LENGTHS, SHOWN_THRESHOLD = (8, 16, 24), 0.9
+SHOWN_IN_A_LINE = 16  # as many as fit a terminal
 
 
 def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) -> Path:
@@ -61,7 +62,9 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.rule("4  Load the published copy in a clean process: how long does each token think?")
     samples = think_clean(published, TEST_SEED + seed)
     for sample in samples:
-        console.print(cycles_table(sample))
+        for start in range(0, len(sample["tokens"]), SHOWN_IN_A_LINE):
+            line = slice(start, start + SHOWN_IN_A_LINE)
+            console.print(cycles_table({name: row[line] for name, row in sample.items()}))
     report = write_depth_report(
         directory / "report.html",
         curves=curves,
@@ -87,7 +90,8 @@ def card_metrics(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dic
     rows = {}
     for length, by_depth in measured["depth"].items():
         for depth, accuracy in by_depth.items():
-            rows[f"length {length}, {depth} cycles"] = {"accuracy": accuracy, "rows": MEASURED_ROWS}
+            unit = "cycle" if depth == "1" else "cycles"
+            rows[f"length {length}, {depth} {unit}"] = {"accuracy": accuracy, "rows": MEASURED_ROWS}
         for threshold, found in measured["halting"].get(length, {}).items():
             rows[f"length {length}, halting above {threshold}"] = {
                 "accuracy": found["accuracy"],
