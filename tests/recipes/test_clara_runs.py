@@ -125,7 +125,7 @@ def test_bad_input_is_told_before_the_first_step(words, tmp_path, data, graft):
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_resumed_equals_uninterrupted(words, start_script, run_script, tmp_path, stage):
     """`kill -9` at a random moment after the first checkpoint."""
-    settings = {"max_steps": 30, "save_steps": 4, "gradient_checkpointing": True}
+    settings = {"max_steps": 80, "save_steps": 4, "gradient_checkpointing": True}
     run_script(words(tmp_path / "whole", stage, **settings))
     broken = tmp_path / "broken"
     child = start_script(words(broken, stage, **settings))
