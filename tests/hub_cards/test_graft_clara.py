@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -13,8 +14,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel, Qwen3ForCausalLM
 
+from qwen_grafts.configuration import preset_config
 from qwen_grafts.configuration.configuration_clara_qwen3 import ROLES
-from qwen_grafts.hub_cards import CleanRoomError, export_folder, export_role, graft_clara, load_role, verify, write_card
+from qwen_grafts.hub_cards import (
+    CleanRoomError,
+    export_folder,
+    export_preset,
+    export_role,
+    graft_clara,
+    load_role,
+    verify,
+    write_card,
+)
 from qwen_grafts.processing import ClaraQwen3Processor, build_qwen_tokenizer, load_chat_template
 
 BYTES = 256
@@ -154,6 +165,19 @@ def test_sources_that_do_not_fit(source: Path, grafted: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}!"])
+def test_a_preset_with_a_tokenizer_of_ones_own(template: str | None, tmp_path: Path) -> None:
+    """One without a chat template gets the house's."""
+    first_special_id = preset_config("clara-tiny").document_token_id - 26
+    tokenizer = build_qwen_tokenizer(first_special_id, [str(topics["assert"]), str(topics["with"])])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out = export_preset("clara-tiny", tmp_path / "out", config_only=True, tokenizer=tmp_path / "tokenizer")
+    processor = AutoProcessor.from_pretrained(out)
+    written = processor.decode(processor("Who?")["input_ids"][0])
+    assert written == "Who?!" if template else written.startswith("<|im_start|>user\nWho?<|im_end|>")
+
+
 # The clean room.
 
 
@@ -280,6 +304,9 @@ def test_a_role_of_a_published_base_has_a_card(trained: PreTrainedModel, tmp_pat
     """It names the base at its commit, and shows how text is written with both."""
     trained.config.base_models = {"language": {"repo_id": "owner/qwen3", "revision": "abc123"}}
     folder = export_role(trained, "query_reasoner", tmp_path / "my role")
+    adapter = json.loads((folder / "adapter_config.json").read_text())
+    names = ("task_type", "base_model_name_or_path", "revision")
+    assert [adapter[name] for name in names] == ["CAUSAL_LM", "owner/qwen3", "abc123"]
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == ["owner/qwen3"] and card.data.base_model_relation == "adapter"
     assert (card.data.library_name, card.data.pipeline_tag, card.data.tags) == ("peft", "text-generation", ["lora"])

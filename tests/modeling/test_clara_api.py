@@ -403,6 +403,9 @@ def test_refused_before_anything_is_compressed(model: ClaraQwen3ForCausalLM, com
 def test_a_choice_that_is_too_long_is_refused_when_it_is_known(model: ClaraQwen3ForCausalLM) -> None:
     """One of the two documents fits and the other does not; which is the better one, only the latents tell."""
     words = "word " * 500
-    assert model.retrieve("Who?", ["lens", words], top_k=1).indices.item() == 1
+    for question, places in (("Who?", [0]), (QUESTIONS[1], [1])):
+        assert model.retrieve(question, [words, "lens"], top_k=1).indices.tolist() == [places]
+    answer = model.answer(QUESTIONS[1], [words, "lens"], top_k=1)
+    assert [document.text for document in answer.documents] == ["lens"]
     with pytest.raises(ValueError, match=r"has .* tokens and 64 are to be written, and the context holds 512"):
-        model.answer("Who?", ["lens", words], top_k=1)
+        model.answer("Who?", [words, "lens"], top_k=1)

@@ -230,6 +230,13 @@ def test_the_text_of_a_passage_is_what_its_tokens_say(processor: ClaraQwen3Proce
         assert whole in TEXTS["chinese"] and 0 <= len(piece.text) - len(whole) <= 1
 
 
+def test_a_character_on_a_border_stands_behind_it(processor: ClaraQwen3Processor) -> None:
+    """Two of an emoji's tokens close the first passage, two open the second."""
+    text = "x" * (LENGTH - 2) + "\U0001f5fc" + "y" * (LENGTH - 2)
+    assert len(ids_of(processor, text)) == 2 * LENGTH
+    assert [piece.text for piece in processor.passages(text)] == [text[: LENGTH - 2], text[LENGTH - 2 :]]
+
+
 def test_inputs_of_compressor_and_query_reasoner(processor: ClaraQwen3Processor) -> None:
     pieces = processor.passages(TEXTS["words"])
     batch = processor("Who?", [TEXTS["words"]], compression_rate=3)
