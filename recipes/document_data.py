@@ -27,8 +27,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 
 from .document_row_checks import FIELDS, STAGES, VERDICT, DocumentRowCheck, Stage
-from .llava_data import RefusedRow, summarize_refused
-from .query_sources import _READERS, HELD_OUT_SPLITS, _readable, read_splits
+from .llava_data import RefusedRow, check_choice_of_rows, summarize_refused
+from .query_sources import HELD_OUT_SPLITS, read_splits
 
 DOCUMENT_ROW = Features(
     {
@@ -93,14 +93,9 @@ def load_document_rows(
     """
     if stage not in STAGES:
         raise ValueError(f"`stage` must be {', '.join(STAGES[:-1])} or {STAGES[-1]}, got {stage!r}.")
-    if on_bad_row not in ("stop", "skip"):
-        raise ValueError(f"`on_bad_row` must be 'stop' or 'skip', got {on_bad_row!r}.")
-    if not 0 <= eval_ratio < 1:
-        raise ValueError(f"`eval_ratio` must be at least 0 and below 1, got {eval_ratio}.")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"`max_samples` must be at least 1, got {max_samples}; leave it out to use every row.")
+    check_choice_of_rows(max_samples, eval_ratio, on_bad_row)
     name, rng = Path(source).name, np.random.default_rng(seed)
-    splits = {split: _known_columns(rows, name) for split, rows in _read(source, config_name).items()}
+    splits = {split: _known_columns(rows, name) for split, rows in read_splits(source, config_name).items()}
     rows = splits["train"]
     picked = np.arange(len(rows))
     if max_samples is not None and max_samples < len(rows):
@@ -124,18 +119,6 @@ def load_document_rows(
     fingerprint = hashlib.sha256("".join(good["digest"]).encode()).hexdigest()[:16]
     held_out = _one_row_a_question(held_out) if held_out else None
     return DocumentData(_one_row_a_question(good), held_out, refused, fingerprint)
-
-
-def _read(source: str, config_name: str | None) -> dict[str, Dataset]:
-    path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None or not path.is_file():
-        return read_splits(source, config_name)
-    # `Dataset.from_list`, which `read_splits` uses, knows the columns of the first row only: one without `pos_index`
-    # would take it from all others.
-    rows = list(_readable(reader, path))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {"train": Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})}
 
 
 def _known_columns(rows: Dataset, name: str) -> Dataset:

@@ -116,12 +116,7 @@ def load_llava(
     data_file, image_root = Path(data_file), Path(image_root)
     if turns not in _COLUMNS:
         raise ValueError(f"`turns` must be 'first' or 'all', got {turns!r}.")
-    if on_bad_row not in ("stop", "skip"):
-        raise ValueError(f"`on_bad_row` must be 'stop' or 'skip', got {on_bad_row!r}.")
-    if not 0 <= eval_ratio < 1:
-        raise ValueError(f"`eval_ratio` must be at least 0 and below 1, got {eval_ratio}.")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"`max_samples` must be at least 1, got {max_samples}; leave it out to use every row.")
+    check_choice_of_rows(max_samples, eval_ratio, on_bad_row)
     if not image_root.is_dir():
         raise ValueError(
             f"The image root {str(image_root)!r} is not a folder. Give the one that `image` is relative to."
@@ -248,6 +243,20 @@ def check_rows(
         else:
             refused.append(RefusedRow(index, *verdict))
     return parsed.select(good).select_columns([*columns, *kept]), refused
+
+
+def check_choice_of_rows(max_samples: int | None, eval_ratio: float, on_bad_row: str) -> None:
+    """Whether rows can be drawn, held out and refused like this; see `load_llava`.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+    if on_bad_row not in ("stop", "skip"):
+        raise ValueError(f"`on_bad_row` must be 'stop' or 'skip', got {on_bad_row!r}.")
+    if not 0 <= eval_ratio < 1:
+        raise ValueError(f"`eval_ratio` must be at least 0 and below 1, got {eval_ratio}.")
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"`max_samples` must be at least 1, got {max_samples}; leave it out to use every row.")
 
 
 def summarize_refused(refused: Iterable[RefusedRow], first: int = 5) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 
-from .llava_data import RefusedRow, summarize_refused
+from .llava_data import RefusedRow, check_choice_of_rows, summarize_refused
 from .query_row_checks import NO_IMAGE, NOT_JSON, TEXTS, TOO_LONG, UNUSABLE, VERDICT, RowCheck, open_row_image
 from .query_sources import (
     HELD_OUT_SPLITS,
@@ -89,10 +89,7 @@ def load_query_rows(
         ValueError: nothing to read, a column is missing, rows are refused under "stop", or none is left to train on.
     """
     columns = columns or QueryColumns()
-    if on_bad_row not in ("stop", "skip"):
-        raise ValueError(f"`on_bad_row` must be 'stop' or 'skip', got {on_bad_row!r}.")
-    if not 0 <= eval_ratio < 1:
-        raise ValueError(f"`eval_ratio` must be at least 0 and below 1, got {eval_ratio}.")
+    check_choice_of_rows(max_samples, eval_ratio, on_bad_row)
     rng = np.random.default_rng(seed)
     splits = {name: canonical_columns(rows, columns) for name, rows in read_splits(source, config_name).items()}
     rows = splits["train"]

@@ -57,7 +57,10 @@ def read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
         if path.is_file():
             reader = _READERS.get(path.suffix.lower())
             if reader is not None:
-                return {"train": Dataset.from_list(list(_readable(reader, path)))}
+                rows = list(_readable(reader, path))
+                # Not `Dataset.from_list`, which knows the columns of the first row only.
+                names = dict.fromkeys(name for row in rows for name in row)
+                return {"train": Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})}
             if path.suffix.lower() != ".parquet":
                 raise ValueError(
                     f"{path.name} is no .json, .jsonl, .csv or .parquet file. Convert it, or give a folder or a data "

@@ -84,6 +84,21 @@ def test_texts_stay_as_they_are_written(tmp_path, images):
         assert data.eval is None
 
 
+def test_columns_that_the_first_row_lacks(tmp_path, images):
+    found = [{name: value for name, value in row.items() if name != "caption"} for row in rows(4)]
+    found[2]["caption"] = "The third."
+    for suffix in (".json", ".jsonl"):
+        data = load_query_rows(write(tmp_path / f"rows{suffix}", found), image_root=images, eval_ratio=0)
+        assert [row["caption"] for row in data.train] == [None, None, "The third.", None]
+
+
+def test_choice_of_rows_that_makes_no_sense(tmp_path, images):
+    source = write(tmp_path / "rows.jsonl", rows(4))
+    for name, value in {"max_samples": -1, "eval_ratio": 1.0, "on_bad_row": "ignore"}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            load_query_rows(source, image_root=images, **{name: value})
+
+
 def test_pictures_in_the_data(tmp_path):
     """A saved data set with its own splits, and names of its own for the columns."""
     renamed = query_rows(8).rename_columns({"image": "photo", "query": "text", "target_json": "answer"})
