@@ -128,7 +128,7 @@ def main() -> None:
         "compress 20 documents": median_seconds(
             {
                 "published way": lambda: published_way(model, ids, LENGTH, "compressor"),
-                "ours": lambda: backbone.compress_passages(passages),
+                "ours": lambda: backbone.compress_passages([passages]),
             },
             repeats,
         ),

@@ -123,25 +123,23 @@ class CompressionMixin:
         """
         if isinstance(documents, str):
             raise ValueError("`documents` is one text; give a list of documents, or `[document]` for one.")
-        cut = [self.processor.passages(document) for document in documents]
-        passages = [passage for pieces in cut for passage in pieces]
-        latents = self.compress_passages(
-            passages,
+        return self.compress_passages(
+            [self.processor.passages(document) for document in documents],
             compression_rate=compression_rate,
             tokens_per_batch=tokens_per_batch,
             show_progress_bar=show_progress_bar,
         )
-        return list(latents.split([len(pieces) for pieces in cut]))
 
     def compress_passages(
         self,
-        passages: Sequence[Any],
+        documents: Sequence[Sequence[Any]],
         *,
         compression_rate: int | None = None,
         tokens_per_batch: int = TOKENS_A_BATCH,
         show_progress_bar: bool = False,
-    ) -> torch.Tensor:
-        """Latents (N, M, D) of passages as `processor.passages` cuts them; see `compress`."""
+    ) -> list[torch.Tensor]:
+        """`compress`, of documents that `processor.passages` has cut already."""
+        passages = list(chain.from_iterable(documents))
         count = self.config.num_memory_tokens(compression_rate)
         width = self.config.text_config.hidden_size
         found = torch.empty(len(passages), count, width, dtype=self.dtype, device=self.device)
@@ -154,7 +152,7 @@ class CompressionMixin:
                 ids = self.processor.compressor_inputs([passages[index] for index in batch], compression_rate)
                 found[batch] = self.compress_ids(ids.to(self.device))[0].to(found.dtype)
                 bar.update(len(batch))
-        return found
+        return list(found.split([len(pieces) for pieces in documents]))
 
     def encode_query(self, questions: str | Sequence[str], *, compression_rate: int | None = None) -> torch.Tensor:
         """Latents (B, M, D) of questions, to be searched with.
@@ -365,8 +363,8 @@ class AnsweringMixin:
         if not asked:
             return chosen
         queries = self._encode([questions[index] for index in asked], compression_rate, batch_size)
-        found = self.model.compress_passages(list(chain.from_iterable(cut.values())), compression_rate=compression_rate)
-        latents = dict(zip(cut, found.split([len(pieces) for pieces in cut.values()]), strict=True))
+        found = self.model.compress_passages(list(cut.values()), compression_rate=compression_rate)
+        latents = dict(zip(cut, found, strict=True))
         for index, query in zip(asked, queries, strict=True):
             given = documents[index]
             scores = self.model.document_scores(query[None], [latents[text] for text in given])[0]

@@ -123,8 +123,9 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
                 cut = [self.passages(document) for document in given]
                 placeholders.append([len(pieces) * latents for pieces in cut])
                 passages += [piece.token_ids for pieces in cut for piece in pieces]
+        frame = self._frame(enable_thinking)
         ids = [
-            self._prompt(question, counts, enable_thinking)
+            self._prompt(question, counts, frame)
             for question, counts in zip(questions, placeholders or [()] * len(questions), strict=True)
         ]
         batch = self._joined(ids, answers, padding_side)
@@ -184,10 +185,10 @@ class ClaraQwen3Processor(ThinkingMixin, ProcessorMixin):
         """A text's ids; what looks like a special token is text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
-    def _prompt(self, question: str, counts: Sequence[int], enable_thinking: bool) -> list[int]:
+    def _prompt(self, question: str, counts: Sequence[int], frame: tuple[list[int], list[int]]) -> list[int]:
         if not question.strip() and not counts:
             raise ValueError("A prompt has neither a question nor a document; nothing can be answered.")
-        begin, end = self._frame(enable_thinking)
+        begin, end = frame
         ids = [*begin]
         if counts:
             ids += self._plain(BEFORE_DOCUMENTS)

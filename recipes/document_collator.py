@@ -154,7 +154,8 @@ class DocumentCollator:
 
     def _with_others(self, texts: list[str]) -> list[str]:
         """A batch's texts, and others of the data set up to `MOST_CANDIDATES`; the same ones whenever it is built."""
-        others = [text for text in self.latents.texts if text not in set(texts)]
+        own = set(texts)
+        others = [text for text in self.latents.texts if text not in own]
         count = min(len(others), max(0, MOST_CANDIDATES - len(texts)))
         return texts + random.Random(zlib.crc32(texts[0].encode())).sample(others, count)
 

@@ -4,6 +4,7 @@ A model that reads its documents answers better from its own than from none and 
 questions choose their documents, what they chose is measured too.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,10 +83,14 @@ def _written(
 ) -> list[Any]:
     if not choosing or documents is None:
         return model.answer(questions, documents, **settings)
-    return [
-        model.answer(question, given, top_k=min(model.config.num_retrieved, len(given)), **settings)
-        for question, given in zip(questions, documents, strict=True)
-    ]
+    written: dict[int, Any] = {}
+    by_choice: defaultdict[int, list[int]] = defaultdict(list)
+    for row, given in enumerate(documents):
+        by_choice[min(model.config.num_retrieved, len(given))].append(row)
+    for top_k, kept in by_choice.items():
+        asked, read = [questions[row] for row in kept], [documents[row] for row in kept]
+        written |= zip(kept, model.answer(asked, read, top_k=top_k, **settings), strict=True)
+    return [written[row] for row in range(len(questions))]
 
 
 def _other(documents: Sequence[Sequence[str]], index: int) -> Sequence[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..configuration.configuration_clara_qwen3 import chosen_rate
 from .latent_build import build_index
 from .latent_index import ClaraIndex
 
@@ -40,7 +41,7 @@ def index_documents(
         ValueError: what `build_index` refuses, or a rate that the checkpoint has not.
     """
     backbone, config = model.base_model, model.config
-    rate = compression_rate or config.compression_rates[0]
+    rate = chosen_rate(compression_rate, config.compression_rates)
     return build_index(
         directory,
         documents,
@@ -74,10 +75,8 @@ def compress_passages(
 
     def compress(texts: list[str]) -> list[tuple[list[str], torch.Tensor]]:
         cut = [backbone.processor.passages(text) for text in texts]
-        passages = [passage for pieces in cut for passage in pieces]
-        latents = backbone.compress_passages(passages, compression_rate=compression_rate)
-        parts = latents.cpu().split([len(pieces) for pieces in cut])
-        return [([piece.text for piece in pieces], part) for pieces, part in zip(cut, parts, strict=True)]
+        latents = backbone.compress_passages(cut, compression_rate=compression_rate)
+        return [([piece.text for piece in pieces], part.cpu()) for pieces, part in zip(cut, latents, strict=True)]
 
     return compress
 
