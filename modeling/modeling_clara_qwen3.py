@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, torch_compilable_check
 
@@ -28,11 +28,11 @@ from ..configuration.configuration_clara_qwen3 import ROLES, ClaraQwen3Config
 from .checkpoint_tensors import commit_of, load_part
 from .clara_api import AnsweringMixin, CompressionMixin
 from .differentiable_top_k import differentiable_top_k
+from .graft_model import GraftPreTrainedModel
 from .graft_only_loading import GraftOnlyLoadingMixin
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .role_qwen3 import RoleQwen3Model
 from .soft_tokens import splice_soft_tokens
-from .strict_loading import StrictLoadingMixin
 
 
 @dataclass
@@ -63,21 +63,12 @@ class ClaraCausalLMOutputWithPast(CausalLMOutputWithPast):
     retrieved: torch.Tensor | None = None
 
 
-class ClaraQwen3PreTrainedModel(GraftOnlyLoadingMixin, StrictLoadingMixin, PreTrainedModel):
-    """What transformers has to know of backbone and model."""
+class ClaraQwen3PreTrainedModel(GraftOnlyLoadingMixin, GraftPreTrainedModel):
+    """What backbone and model have in common."""
 
     config_class = ClaraQwen3Config
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True
     graft_modules = ("role_down", "role_up", "memory")
     _no_split_modules = RoleQwen3Model._no_split_modules
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @classmethod
     def is_stored(cls, name: str, config: ClaraQwen3Config) -> bool:
@@ -115,12 +106,6 @@ class ClaraQwen3Model(CompressionMixin, ClaraQwen3PreTrainedModel):
         super().__init__(config)
         self.language_model = RoleQwen3Model(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
     def forward(

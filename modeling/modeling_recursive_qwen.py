@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -40,11 +40,11 @@ from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, ch
 from ..configuration.layer_selection import LayerSelection, select_layers
 from .checkpoint_tensors import commit_of, load_part
 from .fused_norm import FusedRMSNorm, fuse_norms
+from .graft_model import GraftPreTrainedModel
 from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
 from .recursive_cache import CoreCache, RecursiveCache
-from .strict_loading import StrictLoadingMixin
 
 STOCK_LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
 LOOP_LAYERS = {"qwen2": LoopQwen2DecoderLayer, "qwen3": LoopQwen3DecoderLayer}
@@ -79,20 +79,11 @@ class RecursiveCausalLMOutputWithPast(CausalLMOutputWithPast):
     cycle_logits: tuple[torch.Tensor, ...] | None = None
 
 
-class RecursiveQwenPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    """What transformers has to know of backbone and model."""
+class RecursiveQwenPreTrainedModel(GraftPreTrainedModel):
+    """What backbone and model have in common."""
 
     config_class = RecursiveQwenConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True
     _no_split_modules = [layer.__name__ for layer in (*STOCK_LAYERS.values(), *LOOP_LAYERS.values())]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": [Qwen2DecoderLayer, Qwen3DecoderLayer],
         "attentions": [Qwen2Attention, Qwen3Attention],

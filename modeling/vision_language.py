@@ -26,10 +26,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .checkpoint_tensors import commit_of, load_part
+from .graft_model import GraftPreTrainedModel
 from .graft_only_loading import GraftOnlyLoadingMixin
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .soft_tokens import splice_soft_tokens
-from .strict_loading import StrictLoadingMixin
 
 
 @dataclass
@@ -54,23 +54,14 @@ class VisionLanguageCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_hidden_states: list[torch.Tensor] | None = None
 
 
-class VisionLanguagePreTrainedModel(GraftOnlyLoadingMixin, StrictLoadingMixin, PreTrainedModel):
+class VisionLanguagePreTrainedModel(GraftOnlyLoadingMixin, GraftPreTrainedModel):
     """What transformers has to know of backbone and model; a graft's subclass sets `config_class` and the like.
 
     Attributes:
         graft_settings: names of configuration values, beside the bases, that an assembled model is made with.
     """
 
-    base_model_prefix = "model"
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     graft_settings: tuple[str, ...] = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -95,12 +86,6 @@ class VisionLanguageModel(VisionLanguagePreTrainedModel):
             `last_hidden_state`: the tower's features; `pooler_output`: a list of (L, D) soft tokens an image.
         """
         raise NotImplementedError
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
         """A tower with nothing to train stays in evaluation mode: no batch statistics, no dropout."""
