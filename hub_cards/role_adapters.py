@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from ..configuration.configuration_clara_qwen3 import ROLES
 from ..modeling.role_lora import load_role_tensors, role_linears, role_tensors
+from ..recipes.clara_stages import is_clara
 from .cards import build_adapter_card, placeholder_repo_id
 from .exporter import free_target, staged
 
@@ -45,8 +46,7 @@ def export_role(model: str | os.PathLike | PreTrainedModel, role: str, out: str 
     Raises:
         ValueError: no such role, another kind of model, or a folder that is not empty.
     """
-    if role not in ROLES:
-        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    _check_role(role)
     out = free_target(out, overwrite=False)
     if not isinstance(model, PreTrainedModel):
         model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
@@ -88,8 +88,7 @@ def load_role(model: PreTrainedModel, role: str, folder: str | os.PathLike) -> N
         ValueError: no such role, another kind of adapter or of model, an adapter of another scale, or tensors that do
             not fit; nothing was changed.
     """
-    if role not in ROLES:
-        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    _check_role(role)
     _check_has_roles(model)
     folder, config = Path(folder), model.config
     adapter = PeftConfig.from_pretrained(folder)
@@ -117,8 +116,13 @@ def load_role(model: PreTrainedModel, role: str, folder: str | os.PathLike) -> N
         language.embed_tokens.memory.copy_(memory)
 
 
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+
+
 def _check_has_roles(model: PreTrainedModel) -> None:
-    if model.config.model_type != "clara_qwen3":
+    if not is_clara(model.config):
         raise ValueError(f"This is a {model.config.model_type!r}, which has no roles; only CLaRa models have.")
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from .clara_report import write_clara_report
+from .clara_report import WAYS, write_clara_report
 from .configuration import ClaraQwen3Config
 from .configuration.presets import NUM_SPECIAL_TOKENS, tiny_qwen3_text_config
 from .demo_steps import answer_clean, publish, train_tiny
@@ -282,11 +282,10 @@ def retrieval_table(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -
 def answer_table(answers: Mapping[str, Mapping[str, float]]) -> Table:
     """Answers beside their controls."""
     table = Table(title="What is the text about? Exact match of the topic's name", title_justify="left")
-    ways = ("own document", "another document", "no document", "most frequent")
-    for column in ("asked about", *ways):
+    for column in ("asked about", *WAYS):
         table.add_column(column, justify="left" if column == "asked about" else "right")
     for name, row in answers.items():
-        table.add_row(name, *(f"{row[way]:.3f}" for way in ways))
+        table.add_row(name, *(f"{row[way]:.3f}" for way in WAYS))
     return table
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
 from . import modeling, processing  # noqa: F401  registers the grafts with the Auto classes
+from .recipes.clara_stages import is_clara
 from .recipes.document_index import add_documents, index_documents
 from .recipes.latent_index import ClaraIndex
 from .recipes.text_data import read_texts
@@ -25,7 +26,7 @@ def load(repository: str) -> PreTrainedModel:
         ValueError: another kind of model.
     """
     model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True, dtype="auto").eval()
-    if model.config.model_type != "clara_qwen3":
+    if not is_clara(model.config):
         raise ValueError(f"{repository!r} holds a {model.config.model_type!r}; documents are for CLaRa models.")
     model.processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
