@@ -1,9 +1,12 @@
 """Documents for latent indexes, and latents that depend on the text alone, as a compressor's do."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from qwen_grafts.recipes.latent_index import ClaraIndex
@@ -57,6 +60,26 @@ def nearest(queries_BMD: torch.Tensor, latents_RMD: torch.Tensor, top_k: int) ->
     pairs = (queries_BMD.double().flatten(1)[:, None], latents_RMD.double().flatten(1)[None])
     found = torch.nn.functional.cosine_similarity(*pairs, dim=-1).topk(top_k)
     return found.values, found.indices
+
+
+class KilledError(BaseException):
+    """Nothing of ours catches it."""
+
+
+@contextmanager
+def killed_at_rename(lived: int) -> Iterator[list[str]]:
+    """After so many files got their name, the next one kills who would give it; yields the names that were given."""
+    rename, renamed = Path.replace, []
+
+    def dying(self: Path, target: Path) -> Path:
+        if len(renamed) == lived:
+            raise KilledError
+        renamed.append(target.name)
+        return rename(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        yield renamed
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loopback_hub import LoopbackHub
 from tiny_qwen3_vl import query_rows, qwen3_vl_checkpoint
 
 from qwen_grafts.hub_cards import export_preset
@@ -36,6 +37,14 @@ def edit() -> Callable[[Path, str, str], None]:
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
     return replace
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A Hub on loopback that only knows what the test pushes, and was asked for nothing that it does not know."""
+    with LoopbackHub(tmp_path / "hub", token="hf_loopback") as hub:
+        yield hub
+    assert hub.unknown_requests == []
 
 
 @pytest.fixture(scope="session")

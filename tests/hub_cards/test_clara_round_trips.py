@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub, run_script
-
-TOKEN = "hf_loopback"
 
 # A base model as anyone would publish it.
 PUSH_BASE = """
@@ -124,13 +121,6 @@ torch.testing.assert_close(
     AutoModelForCausalLM.from_pretrained("tester/merged")(ids).logits, logits["compressor"], atol=1e-5, rtol=0
 )
 """
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub(tmp_path / "hub", token=TOKEN) as hub:
-        yield hub
-    assert hub.unknown_requests == []
 
 
 @pytest.mark.slow

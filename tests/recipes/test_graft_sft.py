@@ -3,19 +3,17 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from distinct_export import VISION_PRESETS
+from finished_runs import difference, kill_behind_checkpoint, weights
 from peft import AutoPeftModelForCausalLM
 from PIL import Image
-from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from transformers import AutoModelForCausalLM
 
@@ -30,15 +28,6 @@ from qwen_grafts.recipes.training_data import SOURCES
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
 LORA = {"use_peft": True, "lora_target_modules": r".*language_model.*\.(q_proj|v_proj)"}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 @pytest.mark.parametrize("graft", VISION_PRESETS, indirect=True)
@@ -84,12 +73,7 @@ def test_killed_and_resumed_equals_uninterrupted(script_arguments, start_script,
     run_script(script_arguments(tmp_path / "whole", **arguments))
     broken = tmp_path / "broken"
     child = start_script(script_arguments(broken, **arguments))
-    while not list(broken.glob("checkpoint-*/trainer_state.json")):
-        assert child.poll() is None, child.stdout.read()[-3000:]
-        time.sleep(0.02)
-    time.sleep(random.uniform(0.0, 0.6))
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_behind_checkpoint(child, broken, random.uniform(0.0, 0.6))
     assert not (broken / "model.safetensors").exists()
     run_script(script_arguments(broken, resume_from_checkpoint=True, **arguments))
     assert difference(weights(tmp_path / "whole"), weights(broken)) == 0.0

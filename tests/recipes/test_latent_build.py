@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_latents import BUILD, SETTINGS, SIZE, all_passages, compress, contents, documents
+from tiny_latents import (
+    BUILD,
+    SETTINGS,
+    SIZE,
+    KilledError,
+    all_passages,
+    compress,
+    contents,
+    documents,
+    killed_at_rename,
+)
 
 from qwen_grafts.recipes import latent_build
 from qwen_grafts.recipes.latent_build import build_index
@@ -124,25 +134,10 @@ def test_killed_runs_go_on_where_they_were(tmp_path: Path, whole: dict[str, byte
     assert len(index) == len(all_passages(documents(COUNT)))
 
 
-class KilledError(BaseException):
-    """Nothing of ours catches it."""
-
-
 @pytest.mark.parametrize("lived", range(12))  # settings, five shards with their notes, the manifest
-def test_a_run_may_stop_at_every_write(
-    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, lived: int
-) -> None:
+def test_a_run_may_stop_at_every_write(tmp_path: Path, whole: dict[str, bytes], lived: int) -> None:
     """However many files get their name before it dies."""
-    rename, renamed = Path.replace, []
-
-    def dying(self: Path, target: Path) -> Path:
-        if len(renamed) == lived:
-            raise KilledError
-        renamed.append(target.name)
-        return rename(self, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Path, "replace", dying)
+    with killed_at_rename(lived), pytest.raises(KilledError):
         build(tmp_path / "index")
     assert not (tmp_path / "index" / "index.json").exists()
     compressor = Compressor()

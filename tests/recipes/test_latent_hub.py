@@ -1,9 +1,6 @@
 """A latent index pushed to a Hub on loopback: a data set for everybody, and the same index for who fetches it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import cached_assets_path, constants
 from huggingface_hub.errors import HfHubHTTPError
-from loopback_hub import LoopbackHub, environment
+from loopback_hub import LoopbackHub, run_script
 from tiny_latents import SETTINGS, add, contents, documents, queries
 
 from qwen_grafts.recipes import latent_hub, latent_index
@@ -84,17 +81,7 @@ def assert_same_rows(fetched: ClaraIndex, index: ClaraIndex) -> None:
 def test_a_data_set_for_everybody(hub: LoopbackHub, index: ClaraIndex, tmp_path: Path) -> None:
     push(index)
     torch.save(torch.stack(index.memory(index._live.nonzero()[0])), tmp_path / "latents.pt")
-    child = subprocess.run(
-        [sys.executable, "-c", LOAD],
-        env=os.environ | environment(hub, tmp_path / "stranger"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    assert child.stdout.split() == [str(len(index))]
+    assert run_script(LOAD, hub, tmp_path, home="stranger") == str(len(index))
 
 
 def test_round_trip(hub: LoopbackHub, index: ClaraIndex, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from datasets import Dataset
 from tiny_latents import (
     SETTINGS,
     SIZE,
+    KilledError,
     add,
     all_latents,
     all_passages,
     contents,
     documents,
+    killed_at_rename,
     nearest,
     queries,
 )
@@ -312,27 +314,14 @@ CHANGES = {
 }
 
 
-class KilledError(BaseException):
-    """Nothing of ours catches it."""
-
-
 @pytest.mark.parametrize("lived", range(2))
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_killed_before_a_file_has_its_name(
-    index: ClaraIndex, shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, change: str, lived: int
+    index: ClaraIndex, shown: list[dict[str, str]], change: str, lived: int
 ) -> None:
     """The index is as it was until the manifest is renamed, which is the last file; then it is changed."""
     make, changed = CHANGES[change]
-    rename, renamed = Path.replace, []
-
-    def dying(self: Path, target: Path) -> Path:
-        if len(renamed) == lived:
-            raise KilledError
-        renamed.append(target.name)
-        return rename(self, target)
-
-    with monkeypatch.context() as patch, contextlib.suppress(KilledError):
-        patch.setattr(Path, "replace", dying)
+    with killed_at_rename(lived) as renamed, contextlib.suppress(KilledError):
         make(index)
     done = change == "delete" and lived == 1
     assert ("index.json" in renamed) == done

@@ -5,10 +5,8 @@ import os
 import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image, List, concatenate_datasets
 from distinct_export import VISION_PRESETS
+from finished_runs import kill_behind_checkpoint
 from peft import AutoPeftModelForCausalLM, PeftModel
 from PIL import Image as PILImage
 from rich.console import Console
@@ -266,11 +265,7 @@ def test_killed_and_resumed_equals_uninterrupted(words, start_script, run_script
     run_script(words(tmp_path / "whole", **settings))
     broken = tmp_path / "broken"
     child = start_script(words(broken, **settings))
-    while not list(broken.glob("checkpoint-*/trainer_state.json")):
-        assert child.poll() is None, child.stdout.read()[-3000:]
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_behind_checkpoint(child, broken)
     assert not (broken / "adapter_model.safetensors").exists()
     run_script(words(broken, resume_from_checkpoint=True, **settings))
     whole, resumed = adapter(tmp_path / "whole"), adapter(broken)

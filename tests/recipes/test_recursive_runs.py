@@ -3,14 +3,13 @@
 import json
 import math
 import random
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from finished_runs import assert_same_run, difference, kill_behind_checkpoint, weights
 from peft import AutoPeftModelForCausalLM
 from recursive_checkpoint import recursive_checkpoint, tiny_tokenizer, token_rows
 from safetensors.torch import load_file
@@ -72,15 +71,6 @@ def token_words(words: Callable[..., list[str]], rows: Path, tmp_path: Path) -> 
         return ["--config", str(config), *words(output_dir, *more, **settings)[2:]]
 
     return build
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 def test_tiny_recipe_leaves_a_repository(words, tmp_path, base):
@@ -182,12 +172,7 @@ def test_killed_and_resumed_equals_uninterrupted(words, start_script, run_script
     run_script(words(tmp_path / "whole", **settings))
     broken = tmp_path / "broken"
     child = start_script(words(broken, **settings))
-    while not list(broken.glob("checkpoint-*/trainer_state.json")):
-        assert child.poll() is None, child.stdout.read()[-3000:]
-        time.sleep(0.02)
-    time.sleep(random.uniform(0.0, 0.6))
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_behind_checkpoint(child, broken, random.uniform(0.0, 0.6))
     assert not (broken / "model.safetensors").exists()
     run_script(words(broken, resume_from_checkpoint=True, **settings))
     assert difference(weights(tmp_path / "whole"), weights(broken)) == 0.0
@@ -207,11 +192,7 @@ PROCESS_RUNS = {
 
 
 def compare(one: Path, two: Path) -> None:
-    curves = [json.loads((run / "training_meta.json").read_text())["loss_curve"] for run in (one, two)]
-    assert len(curves[0]) == 4
-    for first, second in zip(*curves, strict=True):
-        assert second == pytest.approx(first, abs=1e-4)
-    assert difference(weights(one), weights(two)) < 1e-4
+    assert_same_run(one, two)
     averages = [load_file(run / "checkpoint-2" / "ema.safetensors") for run in (one, two)]
     assert difference(*averages) < 1e-4
 
