@@ -44,12 +44,12 @@ class UsedDocument:
 
     Attributes:
         text: of the document; from an index, of the passage.
-        score: cosine with the question.
+        score: cosine with the question; None where nothing was asked, and the documents are said in other words.
         id: its id in an index; its place among the documents given, as text, without one.
     """
 
     text: str
-    score: float
+    score: float | None
     id: str
 
 
@@ -262,7 +262,7 @@ class AnsweringMixin:
         """Answer questions from documents.
 
         Args:
-            questions: one, or a list.
+            questions: one, or a list; "" asks for the documents in other words, all of them.
             documents: of each question, none to many; of a single question a flat list. Those of all questions are
                 compressed once.
             index: a `ClaraIndex` in their place, made by this compressor.
@@ -362,15 +362,21 @@ class AnsweringMixin:
         asked = [index for index, given in enumerate(documents) if given]
         if not asked:
             return chosen
-        queries = self._encode([questions[index] for index in asked], compression_rate, batch_size)
+        scored = [index for index in asked if questions[index].strip() or top_k is not None]
+        encoded = self._encode([questions[index] for index in scored], compression_rate, batch_size) if scored else ()
+        queries = dict(zip(scored, encoded, strict=True))
         found = self.model.compress_passages(list(cut.values()), compression_rate=compression_rate)
         latents = dict(zip(cut, found, strict=True))
-        for index, query in zip(asked, queries, strict=True):
-            given = documents[index]
-            scores = self.model.document_scores(query[None], [latents[text] for text in given])[0]
-            order = range(len(given)) if top_k is None else scores.topk(top_k).indices.tolist()
+        for index in asked:
+            given, order, scores = documents[index], range(len(documents[index])), None
+            if index in queries:
+                scores = self.model.document_scores(queries[index][None], [latents[text] for text in given])[0]
+                order = order if top_k is None else scores.topk(top_k).indices.tolist()
             chosen[index] = [
-                (UsedDocument(given[place], float(scores[place]), str(place)), latents[given[place]].flatten(0, 1))
+                (
+                    UsedDocument(given[place], None if scores is None else float(scores[place]), str(place)),
+                    latents[given[place]].flatten(0, 1),
+                )
                 for place in order
             ]
         return chosen

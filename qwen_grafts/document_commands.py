@@ -97,6 +97,6 @@ def answer(
             text = " ".join(document.text.split())
             name = documents[int(document.id)].name if texts else document.id
             shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
-            table.add_row(name, f"{document.score:.3f}", shown)
+            table.add_row(name, "" if document.score is None else f"{document.score:.3f}", shown)
         console.print(table, markup=False)
     return found.text

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
@@ -42,6 +43,39 @@ def evaluate_documents(
             found[kind] |= _answers(model, of_kind, stage in CHOOSING, settings)
         found[kind]["rows"] = len(of_kind)
     return found
+
+
+@torch.inference_mode()
+def answer_loss(
+    model: PreTrainedModel,
+    questions: Sequence[str],
+    documents: Sequence[Sequence[str]],
+    answers: Sequence[str],
+    *,
+    compression_rate: int | None = None,
+    batch_size: int = 25,
+) -> float:
+    """Cross-entropy of a token of given answers, in nats.
+
+    Args:
+        model: a CLaRa model with its processor set, in evaluation mode.
+        questions: "" for documents that are said again.
+        documents: of each question; none to many.
+        batch_size: questions at a time.
+    """
+    total, tokens = 0.0, 0
+    for start in range(0, len(questions), batch_size):
+        part = slice(start, start + batch_size)
+        batch = model.processor(
+            questions[part],
+            documents[part],
+            answers=answers[part],
+            compression_rate=compression_rate,
+            padding_side="right",
+        ).to(model.device)
+        count = int((batch["labels"] != -100).sum())
+        total, tokens = total + count * model(**batch).loss.item(), tokens + count
+    return total / tokens
 
 
 def _retrieval(model: PreTrainedModel, rows: Dataset) -> dict[str, float]:
@@ -100,4 +134,4 @@ def _other(documents: Sequence[Sequence[str]], index: int) -> Sequence[str]:
     return next((given for given in turned if own.isdisjoint(given)), documents[index])
 
 
-__all__ = ["evaluate_documents"]
+__all__ = ["answer_loss", "evaluate_documents"]

@@ -231,6 +231,22 @@ def test_an_answer_from_the_best_documents(model: ClaraQwen3ForCausalLM) -> None
         assert answer.text == model.answer(question, chosen, max_new_tokens=7, min_new_tokens=7).text
 
 
+def test_documents_in_other_words(model: ClaraQwen3ForCausalLM) -> None:
+    """Nothing is asked, so all documents are used and none has a score; beside questions, too."""
+    settings = {"max_new_tokens": 7, "min_new_tokens": 7}
+    counts = [len(one_by_one(model, document).flatten(0, 1)) for document in DOCUMENTS]
+    inputs = model.processor("", placeholders=[counts])
+    memory = [one_by_one(model, document).flatten(0, 1) for document in DOCUMENTS]
+    first = model.config.document_token_id
+    barred = list(range(first, first + 1 + model.config.num_new_embeddings))
+    written = model.generate(**inputs, memory=memory, do_sample=False, suppress_tokens=barred, **settings)
+    written = written[0, inputs["input_ids"].shape[1] :]
+    again, asked = model.answer(["", QUESTIONS[0]], [DOCUMENTS, DOCUMENTS], **settings)
+    assert again.text == model.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+    assert [(document.text, document.score) for document in again.documents] == [(text, None) for text in DOCUMENTS]
+    assert asked == model.answer(QUESTIONS[0], DOCUMENTS, **settings)
+
+
 def test_calls_leave_nothing_behind(own: ClaraQwen3ForCausalLM) -> None:
     """Sampling that a checkpoint asks for, another rate, number or length: the next call knows of none of it."""
     own.generation_config.do_sample, own.generation_config.temperature = True, 3.0
@@ -379,7 +395,7 @@ def calls(model: ClaraQwen3ForCausalLM) -> Iterator[tuple[Any, str]]:
     yield lambda: model.answer(["Who?", "When?"], [DOCUMENTS]), "There are 2 questions and 1 lists of documents"
     yield lambda: model.answer("Who?", [*DOCUMENTS, ""]), r"A document is empty \(0 tokens\)"
     yield lambda: model.answer("Who?", DOCUMENTS, compression_rate=5), "`compression_rate` is 5"
-    yield lambda: model.answer("", DOCUMENTS), "1 of 1 questions are empty"
+    yield lambda: model.answer("", DOCUMENTS, top_k=2), "1 of 1 questions are empty; nothing can be retrieved"
     yield lambda: model.answer(" "), "neither a question nor a document"
     yield (
         lambda: model.answer(QUESTIONS[:2], [DOCUMENTS, ["lens"]], top_k=2),

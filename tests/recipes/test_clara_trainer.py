@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from clara_checkpoint import clara_checkpoint, stage_rows, tiny_clara, tiny_processor, write_rows
+from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, set_seed
@@ -17,7 +18,7 @@ from qwen_grafts.recipes.clara_stages import TRAINED_PARTS, ClaraArguments, chec
 from qwen_grafts.recipes.clara_trainer import ClaraSFTTrainer
 from qwen_grafts.recipes.document_collator import DocumentCollator, document_collator
 from qwen_grafts.recipes.document_data import load_document_rows
-from qwen_grafts.recipes.document_evaluation import evaluate_documents
+from qwen_grafts.recipes.document_evaluation import answer_loss, evaluate_documents
 from qwen_grafts.recipes.trained_parts import freeze
 
 STAGES = tuple(TRAINED_PARTS)
@@ -257,6 +258,31 @@ def test_held_out_questions_stand_beside_their_controls(tmp_path: Path) -> None:
     assert found["qa"]["rows"] == 12
     only = evaluate_documents(model, rows(tmp_path, "retrieval"), "retrieval", max_new_tokens=4, batch_size=4)
     assert "exact_match" not in only["qa"]
+
+
+def test_paraphrases_are_evaluated_beside_questions(tmp_path: Path) -> None:
+    """They ask nothing, so without documents there is nothing to say again."""
+    model, given = tiny_clara(), rows(tmp_path, "compression")
+    again = given.select(range(3)).map(lambda row: row | {"question": "", "data_type": "paraphrase"})
+    both = concatenate_datasets([given.select(range(3, 6)), again])
+    found = evaluate_documents(model, both, "compression", max_new_tokens=4, batch_size=2)
+    assert found.keys() == {"qa", "paraphrase"} and found["paraphrase"]["rows"] == 3
+    assert "shuffled_documents" in found["paraphrase"] and "no_documents" not in found["paraphrase"]
+
+
+def test_loss_of_answers_against_one_by_one(tmp_path: Path) -> None:
+    model, given = tiny_clara().eval(), rows(tmp_path, "compression").select(range(5))
+    questions, documents, answers = given["question"][:], given["documents"][:], given["answer"][:]
+    questions[1], documents[2] = "", []
+    total = tokens = 0
+    for question, texts, answer in zip(questions, documents, answers, strict=True):
+        inputs = model.processor([question], [texts], answers=[answer], compression_rate=3)
+        with torch.no_grad():
+            logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        total += functional.cross_entropy(logits[0, :-1], inputs["labels"][0, 1:], reduction="sum").item()
+        tokens += int((inputs["labels"] != -100).sum())
+    found = answer_loss(model, questions, documents, answers, compression_rate=3, batch_size=2)
+    assert found == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_loss_of_its_own(tmp_path: Path) -> None:
