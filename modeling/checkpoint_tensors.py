@@ -21,9 +21,12 @@ def commit_of(name: str, revision: str) -> str | None:
     """The commit of a branch, tag or commit of a Hub repository; None for a folder.
 
     Raises:
-        OSError: no such repository or revision, or it cannot be reached, in transformers' words.
+        OSError: no such repository or revision, or it cannot be reached, in transformers' words; a folder without
+            `config.json`.
     """
     file = cached_file(name, "config.json", revision=revision)
+    if file is None:
+        raise OSError(f"{name} has no config.json: it is no folder of a model, or its model is not saved yet.")
     return None if file.startswith(name) else extract_commit_hash(file, None)
 
 

@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from qwen_grafts.configuration.presets import tiny_qwen3_text_config
 from qwen_grafts.modeling import checkpoint_tensors
-from qwen_grafts.modeling.checkpoint_tensors import load_part, read_tensors
+from qwen_grafts.modeling.checkpoint_tensors import commit_of, load_part, read_tensors
 
 TOWER = {"prefixes": ("model.visual.", "visual.", ""), "part": "vision"}
 
@@ -362,7 +362,7 @@ import json, sys
 from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from qwen_grafts.modeling.checkpoint_tensors import load_part, read_tensors
+from qwen_grafts.modeling.checkpoint_tensors import commit_of, load_part, read_tensors
 torch.set_num_threads(1)
 def memory(key):
     return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
@@ -394,3 +394,10 @@ def test_peak_memory_is_that_of_the_weights(dtype: str, tmp_path: Path) -> None:
     peak, weights = child(MEMORY, str(tmp_path), dtype)
     assert weights > (140e6 if dtype == "bfloat16" else 280e6)
     assert peak < 1.15 * weights + 10e6, f"{peak / 1e6:.0f} MB at the peak for weights of {weights / 1e6:.0f} MB"
+
+
+def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"has no config\.json"):
+        commit_of(str(tmp_path), "main")
+    (tmp_path / "config.json").write_text("{}")
+    assert commit_of(str(tmp_path), "main") is None
