@@ -46,6 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/recursive_halting.py
 	$(BIN)/python benchmarks/latent_index.py
 	$(BIN)/python benchmarks/clara_against_reference.py
+	$(BIN)/python benchmarks/clara_topics.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve
