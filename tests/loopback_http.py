@@ -1,4 +1,4 @@
-"""HTTP for the loopback Hub: one request in, one answer out, and faults on demand. What they mean is the Hub's."""
+"""HTTP for servers on loopback: one request in, one answer out, faults on demand. What they mean is the server's."""
 
 from __future__ import annotations
 
@@ -33,12 +33,17 @@ class Request:
 
 @dataclass
 class Reply:
-    """One answer: something that JSON can hold, or a file on disk of which a range may be asked."""
+    """One answer: something that JSON can hold, bytes as they are, or a file on disk of which a range may be asked.
+
+    With `cut_after` the connection breaks behind so many bytes of it, and without a status before the first one.
+    """
 
     payload: Any = None
-    status: int = 200
+    status: int | None = 200
     headers: dict[str, str] = field(default_factory=dict)
     file: Path | None = None
+    content: bytes | None = None
+    cut_after: int | None = None
 
 
 @dataclass
@@ -73,6 +78,7 @@ class HubServer(ThreadingHTTPServer):
     """A threaded server that knows its open connections and says nothing of those that a client breaks."""
 
     daemon_threads = True
+    request_queue_size = 128  # clients that come all at once wait for none of their connections
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -124,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             reply = Reply({"error": str(error)}, error.status, error.headers)
         except Exception:
             reply = Reply({"error": traceback.format_exc()}, 500)
+        if reply.status is None:
+            self.close_connection = True
+            return
         self._send(reply)
 
     def __getattr__(self, name: str) -> Any:
@@ -134,8 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply) -> None:
         status, headers, start, content = reply.status, dict(reply.headers), 0, b""
         if reply.file is None:
-            content = json.dumps(reply.payload, default=str).encode()
-            length, headers["Content-Type"] = len(content), "application/json; charset=utf-8"
+            content = reply.content if reply.content is not None else json.dumps(reply.payload, default=str).encode()
+            length = len(content)
+            headers.setdefault("Content-Type", "application/json; charset=utf-8")
         else:
             size, headers["Content-Type"] = reply.file.stat().st_size, "application/octet-stream"
             status, start, length = _byte_range(self.headers.get("Range"), size)
@@ -148,7 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(content)
+        self.wfile.write(content[: reply.cut_after])
+        if reply.cut_after is not None:
+            self.close_connection = True
         if reply.file is not None:
             with reply.file.open("rb") as file:
                 file.seek(start)

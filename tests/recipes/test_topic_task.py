@@ -55,7 +55,7 @@ def test_passages_are_real_prose(documents):
     for document in documents:
         assert 60 <= len(document.text.split()) <= 120
         assert document.text == " ".join(document.text.split())
-        assert re.search(r"[.:!?][\"”’)]*$", document.text)  # noqa: RUF001
+        assert re.search(r"[.:!?][\"”’)]*$", document.text)
         assert not re.search(r"::=|>>>|={4}|-{4}|\+--|^\* ", document.text)
         assert all(letters(sentence) in source[document.topic] for sentence in document.sentences)
 
