@@ -1,0 +1,78 @@
+"""Bytes to text: what can be read is read right, what cannot is refused with the byte."""
+
+import pytest
+
+from qwen_grafts.recipes.clara.text_encodings import EncodingProblem, decode_text
+
+# Article 1 of the Universal Declaration of Human Rights, with what else these languages write.
+TEXTS = {
+    "zh": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+    "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de "
+    "conscience. L’été, créée à Noël « déjà » ; œuvre.",
+    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren und sollen einander im Geist der "
+    "Brüderlichkeit begegnen. Größe, Straße, Übermaß, ÄÖÜ.",
+    "es": "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y "
+    "conciencia, deben comportarse fraternalmente. ¿Qué? ¡Sí! Año.",
+    "pt": "Todos os seres humanos nascem livres e iguais em dignidade. São dotados de razão e de consciência.",
+    "sv": "Alla människor är födda fria och lika i värde och rättigheter. De är utrustade med förnuft och samvete.",
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_short_pieces_of_six_languages(language: str) -> None:
+    text, encoding = TEXTS[language], "gb18030" if language == "zh" else "cp1252"
+    pieces = [text[start : start + length] for start in range(len(text) - 6) for length in (6, 12, 24, 60)]
+    for piece in pieces:
+        content = piece.encode(encoding)
+        assert decode_text(content) == (piece, "utf-8" if content.isascii() else encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("text", [*TEXTS.values(), "a\r\nb", ""])
+def test_unicode(text: str, encoding: str) -> None:
+    assert decode_text(text.encode(encoding))[0] == text
+
+
+def test_big_endian() -> None:
+    assert decode_text(b"\xfe\xff" + "架构".encode("utf-16-be")) == ("架构", "utf-16")
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [("gb2312", "gb18030"), ("ISO-8859-1", "cp1252"), ("shift_jis", "shift_jis"), ("euc-kr", "euc-kr")],
+)
+def test_what_a_file_declares(declared: str, encoding: str) -> None:
+    text = {"gb18030": "镕基", "cp1252": "L’été", "shift_jis": "こんにちは", "euc-kr": "안녕하세요"}[encoding]
+    assert decode_text(text.encode(encoding), declared)[0] == text
+
+
+@pytest.mark.parametrize("declared", ["no such", "hex", "utf-8", "utf-16", "idna", ""])
+def test_declarations_that_cannot_be_true(declared: str) -> None:
+    content = TEXTS["zh"].encode("gb18030")
+    assert decode_text(content, declared) == (TEXTS["zh"], "gb18030")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "人人生而自由".encode() + "在尊严".encode("gb18030"),
+            r"byte 18 \(0xd4\) is no UTF-8, .* mixed",
+        ),
+        ((TEXTS["zh"] * 9).encode("gb18030") + "三层组成".encode(), r"byte 0 \(0xc8\) is no UTF-8, .* mixed"),
+        ((TEXTS["de"] * 2).encode("cp1252") + "Größe, Straße".encode(), r"byte 39 \(0xfc\) is no UTF-8, .* mixed"),
+        ("L’été".encode() * 3 + "é".encode("cp1252"), r"byte 27 \(0xe9\) .* mixed"),
+        (b"\xef\xbb\xbfabc\xff", r"byte 6 is no utf-8-sig"),
+        ("架构".encode("utf-16") + b"\x00", r"byte 6 is no utf-16"),
+        (b"plain \x81\x20", r"byte 6 \(0x81\) is neither UTF-8 nor cp1252"),
+        (TEXTS["zh"].encode("gb18030")[:-1], r"byte 84 \(0xa1\) is neither UTF-8 nor gb18030"),
+        (b"plain\x00text", r"byte 5 is the control character '\\x00'"),
+        ("架\x01".encode(), r"byte 3 is the control character"),
+        ("架\x01".encode("utf-16"), r"byte 4 is the control character"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", r"byte 6 is the control character"),
+        (b"%PDF-1.4\n%\x93\x8c\x8b\x9e\x00", r"byte 13 \(0x9d\)|control character"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_the_byte(content: bytes, message: str) -> None:
+    with pytest.raises(EncodingProblem, match=message):
+        decode_text(content)
