@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from .data_cli import data_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 graft_app = typer.Typer(no_args_is_help=True, help="Assemble a graft from base checkpoints.")
 app.add_typer(graft_app, name="graft")
+app.add_typer(data_app, name="data")
 console = Console()
 
 Language = Annotated[str, typer.Option(help="Dense Qwen3 checkpoint of any size: repository id or folder.")]
@@ -502,7 +506,8 @@ def main() -> None:
     except (ValueError, OSError, HfHubHTTPError) as error:
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {str(error).strip()}", highlight=False)
+        shown = escape(str(error).strip())  # what is in brackets is no colour
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]Error:[/] {shown}", highlight=False)
         raise SystemExit(1) from None
 
 

@@ -57,10 +57,7 @@ def read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
         if path.is_file():
             reader = _READERS.get(path.suffix.lower())
             if reader is not None:
-                rows = list(_readable(reader, path))
-                # Not `Dataset.from_list`, which knows the columns of the first row only.
-                names = dict.fromkeys(name for row in rows for name in row)
-                return {"train": Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})}
+                return {"train": _as_written(reader, path)}
             if path.suffix.lower() != ".parquet":
                 raise ValueError(
                     f"{path.name} is no .json, .jsonl, .csv or .parquet file. Convert it, or give a folder or a data "
@@ -69,6 +66,9 @@ def read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
             loaded = load_dataset("parquet", data_files=glob.escape(source))
         elif path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
             loaded = load_from_disk(source)
+        elif path.is_dir() and config_name is None and (path / "train.jsonl").is_file():
+            there = [name for name in ("train", *HELD_OUT_SPLITS) if (path / f"{name}.jsonl").is_file()]
+            return {name: _as_written(_json_lines, path / f"{name}.jsonl") for name in there}
         else:
             loaded = load_dataset(source, config_name)
     except (DatasetGenerationError, StopIteration, IndexError) as error:  # IndexError: a saved data set without rows
@@ -78,6 +78,14 @@ def read_splits(source: str, config_name: str | None) -> dict[str, Dataset]:
             raise
         raise ValueError(f"No rows could be read from {path.name}: it is empty.") from error
     return wanted_splits(loaded, path.name)
+
+
+def _as_written(reader: Any, path: Path) -> Dataset:
+    """All rows of a file."""
+    rows = list(_readable(reader, path))
+    # Not `Dataset.from_list`, which knows the columns of the first row only.
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
 
 
 def wanted_splits(loaded: Dataset | DatasetDict, shown: str) -> dict[str, Dataset]:

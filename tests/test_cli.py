@@ -23,8 +23,10 @@ COMMANDS = (
     "inference",
     "index",
     "answer",
+    "data",
     "demo",
 )
+GROUPS = {"graft": ("perceiver-vlm", "vision-bridge", "recursive", "clara"), "data": ("collect", "clean")}
 
 
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
@@ -46,8 +48,8 @@ def test_every_command_has_help_with_an_example(command):
     assert code == 0
     for name in COMMANDS:
         assert name in out
-        for graft in ("perceiver-vlm", "vision-bridge", "recursive", "clara") if name == "graft" else (None,):
-            code, text, _ = command(name, *([graft] if graft else []), "--help")
+        for part in GROUPS.get(name, (None,)):
+            code, text, _ = command(name, *([part] if part else []), "--help")
             assert code == 0
             assert "Example:" in text, name
 
