@@ -3,8 +3,9 @@
 0  a tiny CLaRa with random weights, and rows of questions about real text     (where a real run grafts a Qwen3)
 1  learn which passage a question is about, everything training                 `recipes/clara/demo_retrieval.yaml`
 2  learn to answer from latents, the generator training                         `recipes/clara/demo_answers.yaml`
+   learn to say passages again from the same latents, another generator         `recipes/clara/demo_reconstruction.yaml`
 3  publish: export, card, clean-room check
-4  compress all documents into an index, and measure: retrieval among all of them, answers, rates, controls
+4  compress all documents into an index, and measure by rate, beside controls: retrieval, answers, reconstruction
 5  load the published copy in a clean process and ask held-out questions
 
 The text is Python's own reference, as `help()` prints it. Nothing that is asked in step 4 was trained on.
@@ -33,6 +34,7 @@ from .modeling import ClaraQwen3ForCausalLM
 from .processing import ClaraQwen3Processor, build_qwen_tokenizer, load_chat_template
 from .processing.memory_tokens import new_token_names
 from .recipes.answer_metrics import exact_match
+from .recipes.document_evaluation import answer_loss
 from .recipes.document_index import index_documents
 from .recipes.run_metadata import read_metadata, write_metadata
 from .recipes.topic_documents import TopicDocument, topic_documents
@@ -41,11 +43,16 @@ from .recipes.topic_task import TopicQuestion, TopicSplit, split_topic_questions
 
 NAME = "clara-tiny-topics"
 DOCUMENTS = 220
-VOCABULARY, WIDTH, LAYERS = 1536, 128, 2
+VOCABULARY, WIDTH, LAYERS = 1536, 128, 1
 DOC_MAX_LENGTH, RATES, RANK = 192, (16, 8, 48), 32
 TEMPERATURE = 0.05
 KINDS = ("missing", "next")
-FINDING_BATCHES = 550  # as many as steps: no question is seen twice
+FINDING_BATCHES = 1300  # as many as steps: no question is seen twice
+RECIPES = {
+    "finding": "demo_retrieval.yaml",
+    "answering": "demo_answers.yaml",
+    "reconstruction": "demo_reconstruction.yaml",
+}
 SHOWN, CANDIDATES = 8, 20
 MEASURED = 200
 
@@ -54,7 +61,8 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     """Run every step; returns the report's path.
 
     Args:
-        directory: receives `grafted/`, `data/`, `finding/`, `answering/`, `published/`, `index/` and `report.html`.
+        directory: receives `grafted/`, `data/`, `finding/`, `answering/`, `reconstruction/`, `published/`, `index/` and
+            `report.html`.
         repo_id: also push the trained model to this repository of the Hub.
         seed: of data, weights and training.
     """
@@ -73,24 +81,17 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     measured = {"untrained": measure_retrieval(untrained, documents, split)}
 
     console.rule("1  Learn which passage a question is about")
-    train_tiny(
-        "clara", grafted, directory / "finding", seed, "demo_retrieval.yaml", ["--document_data", str(data["finding"])]
-    )
+    finding = learn("finding", grafted, directory, seed)
     console.rule("2  Learn to answer from latents")
-    answering = directory / "answering"
-    train_tiny(
-        "clara",
-        directory / "finding",
-        answering,
-        seed,
-        "demo_answers.yaml",
-        ["--document_data", str(data["answering"])],
-    )
+    answering = learn("answering", finding, directory, seed)
+    console.rule("   Learn to say passages again from the same latents")
+    reconstructing = learn("reconstruction", finding, directory, seed)
 
     console.rule("3  Publish: export, card and clean-room check")
     model = ClaraQwen3ForCausalLM.from_pretrained(answering)
     measured["trained"] = measure_retrieval(model, documents, split)
     answers = measure_answers(model, split)
+    reconstruction = measure_reconstruction(ClaraQwen3ForCausalLM.from_pretrained(reconstructing), split)
     write_metadata(
         read_metadata(answering) | {"metrics": {"after": card_metrics(measured["trained"], answers)}}, answering
     )
@@ -104,6 +105,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     console.print(f"{index.num_documents} documents, {len(index)} passages in {index.directory}", soft_wrap=True)
     console.print(retrieval_table(measured))
     console.print(answer_table(answers))
+    console.print(reconstruction_table(reconstruction))
 
     console.rule("5  Load the published copy in a clean process and ask")
     samples = ask_clean(published, documents, split)
@@ -119,10 +121,11 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
         directory / "report.html",
         retrieval=measured,
         answers=answers,
+        reconstruction=reconstruction,
         rates=RATES,
         documents=len(documents),
         metadata=read_metadata(published),
-        finding=read_metadata(directory / "finding"),
+        finding=read_metadata(finding),
         samples=samples,
         card=(published / "README.md").read_text(encoding="utf-8"),
         seconds=time.perf_counter() - start,
@@ -138,7 +141,7 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
 
 
 def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
-    """Export a CLaRa of two layers with random weights, whose tokenizer knows the documents' words."""
+    """Export a CLaRa of one layer with random weights, whose tokenizer knows the documents' words."""
     set_seed(seed)
     names = new_token_names(DOC_MAX_LENGTH, RATES)
     first_special = VOCABULARY - NUM_SPECIAL_TOKENS - len(names)
@@ -170,10 +173,10 @@ def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
 
 
 def write_rows(folder: Path, split: TopicSplit, seed: int) -> dict[str, Path]:
-    """Rows of both steps as JSON lines, in the published form.
+    """Rows of all steps as JSON lines, in the published form.
 
     "finding": a question and the passage it is about; the other passages of its batch are the wrong ones. "answering":
-    passages, and the questions what they are about.
+    passages, and the questions what they are about. "reconstruction": passages to be said again, word for word.
     """
     text = {document.id: document.text for document in split.train_documents}
     practice = practice_batches(split.train_documents, split.new_questions, seed=seed, batches=FINDING_BATCHES)
@@ -185,12 +188,29 @@ def write_rows(folder: Path, split: TopicSplit, seed: int) -> dict[str, Path]:
         {"data_type": "qa", "question": [asked.question], "answers": [asked.answer], "docs": [text[asked.document]]}
         for asked in name_questions(split.train_documents)
     ]
+    again = [
+        {"data_type": "paraphrase", "question": [], "answers": [document.text], "docs": [document.text]}
+        for document in split.train_documents
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, rows in (("finding", finding), ("answering", answering)):
+    for name, rows in (("finding", finding), ("answering", answering), ("reconstruction", again)):
         paths[name] = folder / f"{name}.jsonl"
         paths[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return paths
+
+
+def learn(step: str, model: Path, directory: Path, seed: int) -> Path:
+    """Train by the recipe of a step on its rows; returns the trained model's folder.
+
+    Args:
+        step: one of `RECIPES`.
+        model: folder to start from.
+        directory: holds the rows in `data/`.
+    """
+    data = ["--document_data", str(directory / "data" / f"{step}.jsonl")]
+    train_tiny("clara", model, directory / step, seed, RECIPES[step], data)
+    return directory / step
 
 
 def measure_retrieval(
@@ -234,6 +254,23 @@ def measure_answers(model: ClaraQwen3ForCausalLM, split: TopicSplit) -> dict[str
             found[f"{name}, rate {rate}"] = {
                 way: _right(model, questions, texts, rate) for way, texts in given.items()
             } | {"most frequent": _most_frequent(questions), "rows": len(questions)}
+    return found
+
+
+def measure_reconstruction(model: ClaraQwen3ForCausalLM, split: TopicSplit) -> dict[str, dict[str, float]]:
+    """Documents and rate -> loss of a passage's token, in nats, from its own latents and from another passage's."""
+    found = {}
+    for name, documents in (("known documents", split.train_documents), ("new documents", split.held_out_documents)):
+        texts = [document.text for document in documents]
+        given = {
+            "own document": [[text] for text in texts],
+            "another document": [[text] for text in [*texts[1:], texts[0]]],
+        }
+        for rate in RATES:
+            found[f"{name}, rate {rate}"] = {
+                way: answer_loss(model, [""] * len(texts), passages, texts, compression_rate=rate)
+                for way, passages in given.items()
+            }
     return found
 
 
@@ -286,6 +323,16 @@ def answer_table(answers: Mapping[str, Mapping[str, float]]) -> Table:
         table.add_column(column, justify="left" if column == "asked about" else "right")
     for name, row in answers.items():
         table.add_row(name, *(f"{row[way]:.3f}" for way in WAYS))
+    return table
+
+
+def reconstruction_table(reconstruction: Mapping[str, Mapping[str, float]]) -> Table:
+    """How well a passage comes back out of its latents, beside the control."""
+    table = Table(title="A passage said again from its latents: loss of a token, nats", title_justify="left")
+    for column in ("passages", *next(iter(reconstruction.values()))):
+        table.add_column(column, justify="left" if column == "passages" else "right")
+    for name, row in reconstruction.items():
+        table.add_row(name, *(f"{loss:.3f}" for loss in row.values()))
     return table
 
 
