@@ -17,7 +17,7 @@ from qwen_grafts.demo import DEMOS, ask
 from qwen_grafts.demo_results import image_results, json_results, results_table
 from qwen_grafts.demo_steps import ask_clean, ask_samples, held_out_samples, show_reply, tiny_tokenizer, train_tiny
 from qwen_grafts.hub_cards import export_preset, export_repository, verify
-from qwen_grafts.recipes.affine_task import affine_model, affine_tokenizer
+from qwen_grafts.recipes.affine_task import HALT_PATIENCE, affine_model, affine_tokenizer
 from qwen_grafts.recipes.affine_training import train_affine
 from qwen_grafts.recipes.language_pretraining import described, described_for_thinking
 from qwen_grafts.recipes.visual_tasks import MANY_SIZES, visual_task
@@ -207,14 +207,14 @@ def test_sft_demo_in_few_steps_and_once_more(tmp_path, monkeypatch, json_rows):
 
 def test_published_recursive_model_says_how_long_each_token_thought(tmp_path):
     """Its head is not tied, and the clean room takes it; halting at once is seen through the published copy."""
-    model = affine_model(seed=0, H_cycles=4)
+    model = affine_model(seed=0, H_cycles=6)
     model.model.q_head.bias.data.fill_(5.0)
     published = export_repository(model, affine_tokenizer(), tmp_path / "published")
     assert "logits" in dict(verify(published).checks)
     samples = recursive.think_clean(published, seed=1)
     assert [len(sample["tokens"]) for sample in samples] == list(recursive.SHOWN_LENGTHS)
     for sample in samples:
-        assert sample["cycles"] == [3] * len(sample["tokens"])
+        assert sample["cycles"] == [HALT_PATIENCE] * len(sample["tokens"])
         assert {len(row) for row in sample.values()} == {len(sample["tokens"])}
     assert "cycles" in printed(recursive.cycles_table(samples[0]))
 
