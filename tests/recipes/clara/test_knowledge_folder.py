@@ -18,7 +18,7 @@ from tiny_latents import KilledError, contents, killed_at_rename
 
 from qwen_grafts.processing.guarded_images import CORRUPT, MISSING, NOT_AN_IMAGE
 from qwen_grafts.processing.guarded_images import TOO_LARGE as TOO_MANY_PIXELS
-from qwen_grafts.recipes.clara import document_conversion, folder_files, knowledge_folder
+from qwen_grafts.recipes.clara import document_conversion, file_records, folder_files
 from qwen_grafts.recipes.clara.asset_store import AssetStore
 from qwen_grafts.recipes.clara.file_problems import (
     BAD_NAME,
@@ -220,7 +220,7 @@ def test_stop_is_the_default_and_loses_nothing(files: Path, tmp_path: Path, monk
     with pytest.raises(ValueError, match=message):
         collect(files, directory)
     assert not (directory / "raw_knowledge.jsonl").exists()
-    monkeypatch.setattr(knowledge_folder, "convert", None)  # nothing is read a second time
+    monkeypatch.setattr(file_records, "convert", None)  # nothing is read a second time
     report = collect(files, directory, on_bad_file="skip")
     assert report.documents == 8
 
@@ -319,7 +319,7 @@ def test_a_lost_picture_is_written_again(spoilt: Path, tmp_path: Path, whole: di
 def test_only_what_is_missing_is_read(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     convert = document_conversion.convert
-    monkeypatch.setattr(knowledge_folder, "convert", lambda path: read.append(path.name) or convert(path))
+    monkeypatch.setattr(file_records, "convert", lambda path: read.append(path.name) or convert(path))
     with killed_at_rename(4), pytest.raises(KilledError):
         collect(files, tmp_path / "knowledge")
     before = list(read)
@@ -392,6 +392,6 @@ def test_pictures_are_written_once_and_bare(tmp_path: Path) -> None:
     assert len(Path(png).name) < 100
     name, _ = store.add(encoded(FLOWER), "[]()!.png")
     assert Path(name).name.startswith("picture-")
-    for tiny in (Image.new("RGB", (15, 400)), Image.new("RGB", (64, 64), "red")):
+    for tiny in (CHINA.crop((0, 0, 15, 107)), Image.new("RGB", (64, 64), "red")):
         with pytest.raises(FileProblem, match=TINY):
             store.add(encoded(tiny), "a.png")

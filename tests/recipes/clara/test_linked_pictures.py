@@ -65,6 +65,6 @@ def test_nothing_changed(stopped: tuple[Path, Path], monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match="1 of 3 files"):
         collect(folder, directory)
     assert (directory / JOURNAL).read_bytes() == before
-    monkeypatch.setattr("qwen_grafts.recipes.clara.knowledge_folder.convert", None)  # nothing is read again
+    monkeypatch.setattr("qwen_grafts.recipes.clara.file_records.convert", None)  # nothing is read again
     collect(folder, directory, on_bad_file="skip")
     assert texts(directory) == ["A design: plan", "Another: plan"]
