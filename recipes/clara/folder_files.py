@@ -10,10 +10,10 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import quote
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from urllib.parse import unquote
 
-from ...processing.guarded_images import MISSING, ImageProblem
+from ...processing.guarded_images import MISSING, ImageProblem, resolve_image_path
 from .document_conversion import IMAGE, check_size, kind_of
 from .file_problems import (
     BAD_NAME,
@@ -26,7 +26,6 @@ from .file_problems import (
     UNREADABLE,
     FileProblem,
 )
-from .raw_knowledge import image_file, image_key
 
 _REMOTE = re.compile(r"//|(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", re.IGNORECASE)  # of one letter is a drive
 
@@ -108,21 +107,41 @@ def linked_file(link: str, document: str, folder: Path) -> str:
         raise FileProblem(REMOTE)
     if not link:
         raise ImageProblem(link, MISSING, "the link is empty")
-    if re.match(r"[/\\]|[A-Za-z]:|file:", link, re.IGNORECASE):
-        raise FileProblem(OUTSIDE, "an absolute path")
-    beside = quote(str(PurePosixPath(document).parent))
-    for written in dict.fromkeys((link, re.sub(r"[?#].*", "", link))):
+    for written in _readings(link):
         try:
-            path = image_file(image_key(f"{beside}/{written}"), folder)
+            path = resolve_image_path(_beside(document, written), folder)
         except ImageProblem as problem:
             if problem.reason != MISSING:
                 raise FileProblem(OUTSIDE) from problem
-        except ValueError as error:
-            raise FileProblem(OUTSIDE) from error
         else:
             check_size(path, IMAGE)
             return path.relative_to(folder.resolve()).as_posix()
     raise ImageProblem(link, MISSING)
+
+
+def _readings(link: str) -> list[str]:
+    """What a link may mean, the plainest first: as it is, unquoted, in other forms of letters, without its query."""
+    readings = []
+    for name in (link, re.sub(r"[?#].*", "", link)):
+        plain = unquote(name)
+        readings += [name, plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain)]
+    return list(dict.fromkeys(readings))
+
+
+def _beside(document: str, link: str) -> str:
+    """A link's path from the folder on; that of the document is taken as it is."""
+    written = PureWindowsPath(link)  # reads both kinds of slash
+    if written.drive or written.root or link.lower().startswith("file:"):
+        raise FileProblem(OUTSIDE, "an absolute path")
+    parts = list(PurePosixPath(document).parent.parts)
+    for part in written.parts:
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+        else:
+            raise FileProblem(OUTSIDE)
+    return "/".join(parts)
 
 
 __all__ = ["FolderFile", "linked_file", "list_files"]

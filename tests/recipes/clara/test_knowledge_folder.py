@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pypdf import PdfWriter
+from pypdf.generic import NameObject, StreamObject
 from real_files import CHINA, FLOWER, encoded, write_docx, write_encrypted_pdf, write_pdf, write_zip
 from tiny_latents import KilledError, contents, killed_at_rename
 
@@ -23,6 +25,7 @@ from qwen_grafts.recipes.clara.asset_store import AssetStore
 from qwen_grafts.recipes.clara.file_problems import (
     BAD_NAME,
     BOMB,
+    BROKEN,
     EMPTY,
     ENCODING,
     ENCRYPTED,
@@ -208,6 +211,52 @@ def test_bad_files_each_with_its_reason(tmp_path: Path, monkeypatch: pytest.Monk
     assert documents["below/marker.txt"] == "[IMAGE REF: cut"
     assert list(documents) == ["below/links.md", "below/marker.txt", odd, "caf\u00e9.txt", "good.png"]
     assert "secret" not in (directory / "raw_knowledge.jsonl").read_text(encoding="utf-8")
+
+
+def test_links_and_words_that_are_odd(tmp_path: Path) -> None:
+    folder, directory = tmp_path / "files", tmp_path / "knowledge"
+    (folder / "50%20 off").mkdir(parents=True)
+    for number, name in enumerate(("plain.png", "q#1.png", "a b.png", "c%20d.png")):
+        CHINA.rotate(number).save(folder / "50%20 off" / name)
+    links = ("plain.png?v=2#top", "q%231.png", "./a%20b.png#x", "c%20d.png", "../50%2520%20off/plain.png")
+    text = " ".join(f"![]({link})" for link in links)
+    (folder / "50%20 off" / "a.md").write_text(
+        f"{text} ![plan.png](no.png) ![a plan](no.png) \ue0007\ue001 \ue0000\ue001"
+    )
+    report = collect(folder, directory)
+    assert report.lost_pictures == {MISSING: 2}
+    assert report.passed_over == {OF_A_DOCUMENT: 4}
+    (document,) = read_raw_knowledge(directory / "raw_knowledge.jsonl")
+    first, second, third, fourth, again = image_references(document.text)
+    assert len({first, second, third, fourth}) == 4 and again == first
+    assert document.text.partition(again)[2].partition(again)[2] == "]  a plan 7 0"
+
+
+def test_nothing_is_left_of_a_document_that_breaks_off(tmp_path: Path) -> None:
+    """The first page gives a picture, the second one cannot be read."""
+    folder, directory = tmp_path / "files", tmp_path / "knowledge"
+    folder.mkdir()
+    writer = PdfWriter(clone_from=write_pdf(tmp_path / "a.pdf", ["One.", CHINA], ["Two."]))
+    stream = StreamObject()
+    stream.set_data(b"BT ET")
+    stream[NameObject("/Filter")] = NameObject("/NoSuchDecode")
+    writer.pages[1][NameObject("/Contents")] = writer._add_object(stream)
+    writer.write(folder / "a.pdf")
+    write_docx(folder / "b.docx", "Words ", CHINA)
+    report = collect(folder, directory, on_bad_file="skip")
+    assert report.refused == {BROKEN: 1}
+    assert report.pictures == {"new": 1}
+    (picture,) = (directory / "extracted_assets").iterdir()
+    assert picture.name.startswith("b-")
+
+
+def test_the_last_file_may_go(spoilt: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 empty file"):
+        collect(spoilt, tmp_path / "knowledge")
+    (spoilt / "photos" / "j.tiff").unlink()
+    collect(spoilt, tmp_path / "knowledge", on_bad_file="skip")
+    collect(spoilt, tmp_path / "fresh", on_bad_file="skip")
+    assert contents(tmp_path / "knowledge") == contents(tmp_path / "fresh")
 
 
 def test_stop_is_the_default_and_loses_nothing(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
