@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/latent_index.py
 	$(BIN)/python benchmarks/clara_against_reference.py
 	$(BIN)/python benchmarks/clara_topics.py
+	$(BIN)/python benchmarks/data_synthesis.py
 
 serve-check: $(STAMP) $(SERVE_STAMP)
 	$(BIN)/python -m pytest -m serve
