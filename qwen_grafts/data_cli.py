@@ -1,10 +1,13 @@
 """`qwen-grafts data`: raw documents with pictures into the rows of CLaRa's three stages; nothing is computed here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from .recipes.clara.chat_endpoint import EndpointSettings
 
 data_app = typer.Typer(no_args_is_help=True, help="Make rows for CLaRa out of raw documents.")
 console = Console()
@@ -18,6 +21,28 @@ TokensPerMinute = Annotated[int | None, typer.Option(help="Limit of the endpoint
 InputPrice = Annotated[float | None, typer.Option(help="Of a million prompt tokens, to tell the cost.")]
 OutputPrice = Annotated[float | None, typer.Option(help="Of a million answer tokens.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate what the endpoint would take.")]
+
+
+def _endpoint(
+    model: str,
+    base_url: str | None,
+    concurrency: int,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    input_price: float | None,
+    output_price: float | None,
+) -> "EndpointSettings":
+    from .recipes.clara.chat_endpoint import EndpointSettings
+
+    return EndpointSettings(
+        model,
+        base_url,
+        max_concurrency=concurrency,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        input_price=input_price,
+        output_price=output_price,
+    )
 
 
 @data_app.command("collect")
@@ -55,20 +80,13 @@ def describe(
     Example: `qwen-grafts data describe knowledge --model qwen-vl --base-url http://127.0.0.1:8000/v1`
     """
     from .data_commands import describe
-    from .recipes.clara.chat_endpoint import EndpointSettings
 
     if (model is None) == (graft is None):
         raise ValueError("Give exactly one of `--model NAME`, of an endpoint, and `--graft REPOSITORY`.")
     settings = None
     if model is not None:
-        settings = EndpointSettings(
-            model,
-            base_url,
-            max_concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            input_price=input_price,
-            output_price=output_price,
+        settings = _endpoint(
+            model, base_url, concurrency, requests_per_minute, tokens_per_minute, input_price, output_price
         )
     elif base_url is not None or dry_run:
         raise ValueError("`--base-url` and `--dry-run` are of an endpoint; leave them out with `--graft`.")
@@ -116,7 +134,6 @@ def write(
     Example: `qwen-grafts data write knowledge rows --tokenizer outputs/clara-4b --model qwen --base-url
     http://127.0.0.1:8000/v1`
     """
-    from .recipes.clara.chat_endpoint import EndpointSettings
     from .recipes.clara.row_writing import WritingSettings
     from .recipes.clara.synthesis_settings import SynthesisSettings, doc_max_length_of
     from .write_command import write
@@ -130,14 +147,8 @@ def write(
         embedding_model=embedding_model,
         writing=WritingSettings(questions, paraphrases, rounds, max_tokens),
     )
-    endpoint_settings = EndpointSettings(
-        model,
-        base_url,
-        max_concurrency=concurrency,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        input_price=input_price,
-        output_price=output_price,
+    endpoint_settings = _endpoint(
+        model, base_url, concurrency, requests_per_minute, tokens_per_minute, input_price, output_price
     )
     write(
         knowledge,

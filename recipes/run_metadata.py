@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .weights_files import read_shard
+from .whole_files import write_json
 
 FILE_NAME = "training_meta.json"
 PACKAGES = ("qwen-grafts", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -149,9 +150,7 @@ def repeat_command(argv: list[str]) -> str:
 def write_metadata(metadata: dict[str, Any], directory: Path) -> Path:
     """Write the file in one step; returns its path."""
     path = directory / FILE_NAME
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, metadata)
     return path
 
 

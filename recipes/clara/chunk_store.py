@@ -22,11 +22,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..llava_data import CONTROL_TOKENS
+from ..whole_files import write_json
 from .chunking import chunk_text
 from .compared_text import comparable, digest64
 from .duplicate_chunks import Fingerprints
 from .enrichment import DESCRIBED, EnrichedDocument, EnrichmentCounts
-from .rows_folder import write_json
 
 # More tokens than characters: the tokenizer knows hardly a word of it. English has 0.25 a character, Chinese 0.6.
 DENSE_TOKENS = 1.5

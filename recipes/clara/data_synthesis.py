@@ -23,6 +23,7 @@ import numpy as np
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
+from ..whole_files import write_json
 from .asked_counts import AskedCounts
 from .chat_endpoint import ChatEndpoint
 from .chunk_store import ChunkStore, blocks, write_chunks
@@ -34,7 +35,7 @@ from .hard_negatives import ChunkCollection
 from .raw_knowledge import DESCRIPTIONS, RAW_KNOWLEDGE, read_descriptions, read_raw_knowledge
 from .request_cost import price
 from .row_writing import RowWriter, WrittenChunk
-from .rows_folder import META, RowsFolder, write_json
+from .rows_folder import META, RowsFolder
 from .stage_rows import StageRows
 from .synthesis_settings import SynthesisSettings, named_settings
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from ..whole_files import partial_of
 from .picture_context import Picture, language_of, pictures_of
 from .picture_describers import ATTEMPTS, Describer
 from .raw_knowledge import DESCRIPTIONS, MARKER, RAW_KNOWLEDGE, read_descriptions, read_raw_knowledge
@@ -61,8 +62,7 @@ def describe_folder(folder: Path, describer: Describer, *, show_progress: bool =
     """
     images = [picture.image for picture in folder_pictures(folder)]
     path = folder / DESCRIPTIONS
-    _mend_last_line(path)
-    there = read_descriptions(path) if path.exists() else {}
+    there = _there(path)
     counts = DescriptionCounts(pictures=len(images), there=sum(image in there for image in images))
     open_ones = (picture for picture in folder_pictures(folder) if picture.image not in there)
     at_most = min(_REFUSALS_IN_A_ROW, counts.pictures - counts.there)
@@ -78,8 +78,7 @@ def describe_folder(folder: Path, describer: Describer, *, show_progress: bool =
                     if refusals == at_most and not counts.described and not there:
                         raise outcome.error
             else:
-                line = {"image": outcome.picture.image, "description": outcome.description}
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.write(_line(outcome.picture.image, outcome.description))
                 lines.flush()
                 os.fsync(lines.fileno())
                 counts.described += 1
@@ -107,9 +106,7 @@ def description_cost(
     folder: Path, max_tokens: int, input_price: float | None, output_price: float | None
 ) -> CostEstimate:
     """What the pictures that have no description yet will take; tokens of texts are estimated by their bytes."""
-    path = folder / DESCRIPTIONS
-    _mend_last_line(path)
-    there = read_descriptions(path) if path.exists() else {}
+    there = _there(folder / DESCRIPTIONS)
     messages = [_as_message(picture) for picture in folder_pictures(folder) if picture.image not in there]
     planned = PlannedRequests(
         "descriptions",
@@ -123,6 +120,16 @@ def description_cost(
 
 def _as_message(picture: Picture) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": picture.prompt()}]}
+
+
+def _there(path: Path) -> dict[str, str]:
+    """What earlier runs described."""
+    _mend_last_line(path)
+    return read_descriptions(path) if path.exists() else {}
+
+
+def _line(image: str, description: str) -> str:
+    return json.dumps({"image": image, "description": description}, ensure_ascii=False) + "\n"
 
 
 def _mend_last_line(path: Path) -> None:
@@ -150,10 +157,10 @@ def _sort(path: Path, images: list[str]) -> None:
     order += [image for image in descriptions if image not in placed]
     if order == list(descriptions):
         return
-    partial = path.with_suffix(".jsonl.partial")
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8") as lines:
         for image in order:
-            lines.write(json.dumps({"image": image, "description": descriptions[image]}, ensure_ascii=False) + "\n")
+            lines.write(_line(image, descriptions[image]))
         lines.flush()
         os.fsync(lines.fileno())
     partial.replace(path)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rich.progress import Progress
 
+from ..whole_files import partial_of
 from .collect_report import CollectReport, count_records, refusal_message
 from .document_conversion import check_libraries
 from .file_problems import UNREADABLE
@@ -127,7 +128,7 @@ def _records(journal: Path) -> Iterator[dict[str, Any]]:
 def _write(directory: Path, report: CollectReport) -> None:
     """All files of a finished run; with the last rename the folder is a knowledge folder."""
     documents, left_out = directory / RAW_KNOWLEDGE, directory / LEFT_OUT
-    with _partial(documents).open("wb") as lines, _partial(left_out).open("wb") as reasons:
+    with partial_of(documents).open("wb") as lines, partial_of(left_out).open("wb") as reasons:
         for record in _records(directory / JOURNAL):
             if record["document"] is not None:
                 kept = {name: value for name, value in record["document"].items() if value is not None}
@@ -135,14 +136,10 @@ def _write(directory: Path, report: CollectReport) -> None:
             for picture, reason, detail in record["left_out"]:
                 row = {"file": record["path"], "picture": picture, "reason": reason, "detail": detail}
                 reasons.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    _partial(directory / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    partial_of(directory / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     for path in (left_out, directory / REPORT, documents):
-        _partial(path).replace(path)
+        partial_of(path).replace(path)
     (directory / JOURNAL).unlink()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
 
 
 __all__ = ["JOURNAL", "LEFT_OUT", "REPORT", "CollectReport", "collect"]

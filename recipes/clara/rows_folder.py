@@ -1,11 +1,11 @@
 """The folder of rows that `data write` leaves, and how a run that is killed goes on in it.
 
-    rows/data_meta.json          what the rows were asked for, what became of what; says whether they are finished
-    rows/README.md               the data card
-    rows/compression/            train.jsonl, and test.jsonl about documents held out
-    rows/instruction/
-    rows/end_to_end/
-    rows/work/                   what is under way; gone at the end
+    data_meta.json               what the rows were asked for, what became of what; says whether they are finished
+    README.md                    the data card
+    compression/                 train.jsonl, and test.jsonl about documents held out
+    instruction/
+    end_to_end/
+    work/                        what is under way; gone at the end
 
 The work is done in phases. A phase writes its own folder under a partial name and gets its name when it is whole, so a
 phase is there or it is not; one that is not begins anew, and what it asks is answered from the endpoint's cache.
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..whole_files import partial_of, write_json
 
 META = "data_meta.json"
 _WORK, _LOCK = "work", "lock"
@@ -37,7 +39,7 @@ class RowsFolder:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.work = path / _WORK
         there = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        if there == [_partial(path / META).name]:  # killed at the very beginning
+        if there == [partial_of(path / META).name]:  # killed at the very beginning
             there = []
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file. Name a folder for the rows.")
@@ -92,7 +94,7 @@ class RowsFolder:
         """The folder of a phase; `make` fills it where it is not there yet."""
         path = self.work / name
         if not path.is_dir():
-            partial = _partial(path)
+            partial = partial_of(path)
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir()
@@ -105,7 +107,7 @@ class RowsFolder:
 
     def _has_phases(self) -> bool:
         return self.work.is_dir() and any(
-            entry.is_dir() and entry != _partial(entry.with_suffix("")) for entry in self.work.iterdir()
+            entry.is_dir() and entry != partial_of(entry.with_suffix("")) for entry in self.work.iterdir()
         )
 
     def publish(self, finished: Path) -> None:
@@ -120,15 +122,4 @@ class RowsFolder:
             shutil.rmtree(self.work)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file in one step."""
-    partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
-
-
-__all__ = ["META", "RowsFolder", "write_json"]
+__all__ = ["META", "RowsFolder"]

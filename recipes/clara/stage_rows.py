@@ -135,10 +135,12 @@ class StageRows:
                 good.append(said)
         if pairs:
             questions, answers = map(list, zip(*pairs, strict=True))
-            self._write(COMPRESSION, chunk, {"data_type": "qa", "question": questions, "answers": answers})
+            row = {"data_type": "qa", "question": questions, "answers": answers, "docs": [text]}
+            self._write(COMPRESSION, chunk, row)
             self._languages.update(language_of(question) or "other" for question in questions)
         if good:
-            self._write(COMPRESSION, chunk, {"data_type": "paraphrase", "question": [""] * len(good), "answers": good})
+            row = {"data_type": "paraphrase", "question": [""] * len(good), "answers": good, "docs": [text]}
+            self._write(COMPRESSION, chunk, row)
         if pairs or good:
             standalone = self._store[chunk]["source_type"] == "image"
             self._pictures["standalone"] += standalone
@@ -170,8 +172,6 @@ class StageRows:
 
     def _write(self, name: str, chunk: int, row: dict[str, Any]) -> None:
         split = TEST if self._store.held_out[chunk] else TRAIN
-        if name == COMPRESSION:
-            row["docs"] = [self._store.text(chunk)]
         if (name, split) not in self._files:
             path = self._folder / name / f"{split}.jsonl"
             path.parent.mkdir(exist_ok=True)
