@@ -23,12 +23,8 @@ import torch
 from datasets import Dataset
 from timing import write_results
 
-from qwen_grafts import ClaraQwen3Config, ClaraQwen3ForCausalLM, ClaraQwen3Processor
-from qwen_grafts.configuration.presets import NUM_SPECIAL_TOKENS, tiny_qwen3_text_config
-from qwen_grafts.hub_cards import export_repository
-from qwen_grafts.hub_cards.graft_parts import generation_config
-from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
-from qwen_grafts.processing.memory_tokens import new_token_names
+from qwen_grafts import ClaraQwen3ForCausalLM, ClaraQwen3Processor
+from qwen_grafts.demo_clara import export_random
 from qwen_grafts.recipes.document_data import load_document_rows
 from qwen_grafts.recipes.document_evaluation import answer_loss
 from qwen_grafts.recipes.graft_sft import main as train
@@ -43,30 +39,16 @@ BATCH_SIZE, LEARNING_RATE = 64, 2e-3
 
 def make_model(folder: Path, texts: Sequence[str], seed: int) -> Path:
     """Export the model with random weights."""
-    torch.manual_seed(seed)
-    names = new_token_names(DOC_MAX_LENGTH, RATES)
-    tokenizer = build_qwen_tokenizer(VOCABULARY - NUM_SPECIAL_TOKENS - len(names), texts, names)
-    tokenizer.chat_template = load_chat_template()
-    text = tiny_qwen3_text_config(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = ClaraQwen3Config(
-        text_config=text,
-        doc_max_length=DOC_MAX_LENGTH,
-        compression_rates=RATES,
-        document_token_id=tokenizer.convert_tokens_to_ids(names[0]),
-    )
-    model = ClaraQwen3ForCausalLM(config)
-    model.generation_config = generation_config(tokenizer)
-    return export_repository(model, ClaraQwen3Processor(tokenizer, DOC_MAX_LENGTH, RATES), folder, overwrite=True)
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    }
+    return export_random(folder, texts, seed, text=text, doc_max_length=DOC_MAX_LENGTH, compression_rates=RATES)
 
 
 def measure(model: Any, rows: Dataset) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import write_results
+from timing import Clock, write_results
 
 RESULTS = Path(__file__).parent / "results" / "full_width.json"
 # Dense bfloat16 operations a second, as NVIDIA's data sheets give them.
@@ -82,11 +82,11 @@ def tokenizer(vocabulary: int, more: tuple[str, ...] = ()) -> Any:
     return built
 
 
-def special_ids(config: Any) -> int:
-    """The first special id of the vocabulary that a vision graft's configuration names."""
-    from qwen_grafts.configuration.presets import TINY_VOCAB_SIZE
+def first_special_id(tiny: bool) -> int:
+    """Of the vocabulary: where Qwen3's special tokens begin."""
+    from qwen_grafts.configuration.presets import NUM_SPECIAL_TOKENS, TINY_VOCAB_SIZE
 
-    return 486 if config.text_config.vocab_size == TINY_VOCAB_SIZE else 151_643
+    return TINY_VOCAB_SIZE - NUM_SPECIAL_TOKENS if tiny else 151_643
 
 
 def perceiver(tiny: bool) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def perceiver(tiny: bool) -> dict[str, Any]:
 
     config = preset_config("perceiver-vlm-tiny" if tiny else "perceiver-vlm-8b")
     side = config.vision_config.image_size
-    words = tokenizer(special_ids(config))
+    words = tokenizer(first_special_id(tiny))
     processor = Qwen3PerceiverProcessor(
         SiglipImageProcessor(size={"height": side, "width": side}),
         words,
@@ -120,7 +120,7 @@ def bridge(tiny: bool) -> dict[str, Any]:
     from qwen_grafts.recipes.trained_parts import freeze
 
     config = preset_config("vision-bridge-tiny" if tiny else "vision-bridge-4b")
-    words = tokenizer(special_ids(config))
+    words = tokenizer(first_special_id(tiny))
     images = Qwen2VLImageProcessor(
         patch_size=config.vision_config.patch_size, merge_size=config.vision_config.spatial_merge_size
     )
@@ -162,7 +162,7 @@ def recursive(tiny: bool) -> dict[str, Any]:
     config = preset_config("recursive-tiny" if tiny else "recursive-0.6b")
     model = random_model(RecursiveQwenForCausalLM, config)
     batch_size, length = (2, 64) if tiny else (4, 1024)
-    words = tokenizer(486 if tiny else 151_643)
+    words = tokenizer(first_special_id(tiny))
     ids = torch.randint(0, 400, (batch_size * (STEPS + WARM_UP), length), generator=torch.Generator().manual_seed(0))
     rows = Dataset.from_dict({"input_ids": ids.tolist()})
 
@@ -199,7 +199,7 @@ def clara(tiny: bool) -> dict[str, Any]:
     config = preset_config("clara-tiny" if tiny else "clara-4b")
     length, rates = config.doc_max_length, config.compression_rates
     names = new_token_names(length, rates)
-    words = tokenizer(512 - 26 - len(names) if tiny else 151_643, tuple(names))
+    words = tokenizer(first_special_id(tiny) - tiny * len(names), tuple(names))
     config.document_token_id = words.convert_tokens_to_ids(names[0])
     model = random_model(ClaraQwen3ForCausalLM, config)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = words.eos_token_id, words.pad_token_id
@@ -261,7 +261,7 @@ def qwen3_vl(tiny: bool) -> dict[str, Any]:
         Qwen3VLVideoProcessor,
     )
 
-    words = tokenizer(486 if tiny else 151_643)
+    words = tokenizer(first_special_id(tiny))
     ids = words.get_vocab()
     patches = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
     processor = Qwen3VLProcessor(
@@ -382,16 +382,8 @@ def product_flops() -> dict[Any, Any]:
 def measure_training(case: dict[str, Any], checkpointing: bool) -> dict[str, float]:
     """Step time, tokens a second and peak memory of the trainer's loop; without checkpointing also a step's work."""
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import TrainerCallback
 
-    class WallClock(TrainerCallback):
-        ends: list[float] = []
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.ends.append(now())
-
-    clock = WallClock()
-    clock.ends = []
+    clock = Clock(now)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -142,33 +142,60 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
 
 def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
     """Export a CLaRa of one layer with random weights, whose tokenizer knows the documents' words."""
-    set_seed(seed)
-    names = new_token_names(DOC_MAX_LENGTH, RATES)
-    first_special = VOCABULARY - NUM_SPECIAL_TOKENS - len(names)
-    tokenizer = build_qwen_tokenizer(first_special, [document.text for document in documents], names)
-    tokenizer.chat_template = load_chat_template()
-    text = tiny_qwen3_text_config(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=LAYERS,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.05,
-    )
-    config = ClaraQwen3Config(
-        text_config=text,
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "initializer_range": 0.05,
+    }
+    return export_random(
+        out,
+        [document.text for document in documents],
+        seed,
+        text=text,
         doc_max_length=DOC_MAX_LENGTH,
         compression_rates=RATES,
         lora_rank=RANK,
         lora_alpha=2 * RANK,
         lora_dropout=0.0,
         retrieval_temperature=TEMPERATURE,
+    )
+
+
+def export_random(
+    out: Path,
+    corpus: Sequence[str],
+    seed: int,
+    *,
+    text: Mapping[str, Any],
+    doc_max_length: int,
+    compression_rates: Sequence[int],
+    **settings: Any,
+) -> Path:
+    """Export a CLaRa with random weights and a tokenizer of its own; returns `out`.
+
+    Args:
+        corpus: what the tokenizer learns words from.
+        text: what differs from the tiny Qwen3, `vocab_size` included.
+        settings: further ones of `ClaraQwen3Config`.
+    """
+    set_seed(seed)
+    names = new_token_names(doc_max_length, compression_rates)
+    tokenizer = build_qwen_tokenizer(text["vocab_size"] - NUM_SPECIAL_TOKENS - len(names), corpus, names)
+    tokenizer.chat_template = load_chat_template()
+    config = ClaraQwen3Config(
+        text_config=tiny_qwen3_text_config(
+            **text, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+        ),
+        doc_max_length=doc_max_length,
+        compression_rates=compression_rates,
         document_token_id=tokenizer.convert_tokens_to_ids(names[0]),
+        **settings,
     )
     model = ClaraQwen3ForCausalLM(config)
     model.generation_config = generation_config(tokenizer)
-    processor = ClaraQwen3Processor(tokenizer, DOC_MAX_LENGTH, RATES)
+    processor = ClaraQwen3Processor(tokenizer, doc_max_length, compression_rates)
     return export_repository(model, processor, out, overwrite=True)
 
 
