@@ -37,7 +37,7 @@ from qwen_grafts import RecursiveCache, RecursiveQwenConfig, RecursiveQwenForCau
 RESULTS = Path(__file__).parent / "results" / "recursive_against_peers.json"
 CONTEXTS = (64, 960)
 DECODED = 30
-BATCH, LENGTH = 8, 128
+BATCH, LENGTH, STEPS = 8, 128, 3
 LONG = 512
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
@@ -103,7 +103,8 @@ def measure(repeats: int) -> dict[str, dict[str, float]]:
             for context in CONTEXTS:
                 median = statistics.median(decode(model, cache(), context))
                 found[name].setdefault(f"decode_{context}_ms_per_evaluation", []).append(median / evaluations)
-            found[name].setdefault("training_step_seconds", []).append(training_step(model))
+            steps = (training_step(model) for _ in range(STEPS))
+            found[name].setdefault("training_step_seconds", []).extend(steps)
     medians = {
         name: {measure: statistics.median(values) for measure, values in measures.items()}
         for name, measures in found.items()

@@ -39,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, check_cycles, check_halting
 from ..configuration.layer_selection import LayerSelection, select_layers
 from .checkpoint_tensors import commit_of, load_part
+from .fused_attention import FusedQwen2Attention, FusedQwen3Attention
 from .fused_norm import FusedRMSNorm, fuse_norms
 from .graft_model import GraftPreTrainedModel
 from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
@@ -47,6 +48,7 @@ from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_o
 from .recursive_cache import CoreCache, RecursiveCache
 
 STOCK_LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
+FUSED_ATTENTION = {"qwen2": FusedQwen2Attention, "qwen3": FusedQwen3Attention}
 LOOP_LAYERS = {"qwen2": LoopQwen2DecoderLayer, "qwen3": LoopQwen3DecoderLayer}
 
 
@@ -77,6 +79,12 @@ class RecursiveCausalLMOutputWithPast(CausalLMOutputWithPast):
     cycles_used: torch.Tensor | None = None
     halt_logits: torch.Tensor | None = None
     cycle_logits: tuple[torch.Tensor, ...] | None = None
+
+
+def _run_layers(layers: list[nn.Module], which: slice, states: torch.Tensor, cache: Any, **shared: Any) -> torch.Tensor:
+    for layer in layers[which]:
+        states = layer(states, past_key_values=cache, **shared)
+    return states
 
 
 class RecursiveQwenPreTrainedModel(GraftPreTrainedModel):
@@ -119,11 +127,12 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         self.post_init()
 
     def _layer(self, index: int) -> nn.Module:
-        config = self.config
-        if config.loop_lora_rank == 0 or not config.core_range[0] <= index < config.core_range[1]:
-            return fuse_norms(STOCK_LAYERS[config.layer_family](config, index))
-        layer = LOOP_LAYERS[config.layer_family](config, index)
-        layer.exchange_linears(config.loop_lora_rank, config.loop_lora_alpha, config.loop_lora_cycles)
+        config, family = self.config, self.config.layer_family
+        loops = config.loop_lora_rank > 0 and config.core_range[0] <= index < config.core_range[1]
+        layer = (LOOP_LAYERS if loops else STOCK_LAYERS)[family](config, index)
+        layer.self_attn = FUSED_ATTENTION[family](config, index)
+        if loops:
+            layer.exchange_linears(config.loop_lora_rank, config.loop_lora_alpha, config.loop_lora_cycles)
         return fuse_norms(layer)
 
     @capture_outputs
@@ -202,7 +211,8 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
                 position_ids=position_ids,
             )
         run_layers = partial(
-            self._run_layers,
+            _run_layers,
+            list(self.layers),
             attention_mask=mask,
             position_ids=position_ids,
             position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
@@ -219,7 +229,7 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         for cycle, high in self._cycles(embedded, run_layers, core_cache, cycles, steps, segment_ends, halting):
             ends_segment = cycle + 1 in segment_ends and (self.training or supervised_cycles is not None)
             if ends_segment or halting is not None:
-                halt_logits.append(self.q_head(high))
+                halt_logits.append(self.q_head(high).to(high.device))
             if ends_segment and supervised_cycles is not None:
                 outputs.append(self.norm(run_layers(slice(last, None), high, None)))
             if halting is not None and halting.step(halt_logits[-1], cycle):
@@ -239,11 +249,6 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
             cycle_hidden_states=tuple(outputs) or None,
         )
 
-    def _run_layers(self, which: slice, states: torch.Tensor, cache: Any, **shared: Any) -> torch.Tensor:
-        for index in range(len(self.layers))[which]:  # a slice of the list would be a new module at every run
-            states = self.layers[index](states, past_key_values=cache, **shared)
-        return states
-
     def _cycles(
         self,
         embedded: torch.Tensor,
@@ -255,14 +260,14 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
         halting: Halting | None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """The recurrence: the number of a cycle, from 0 on, and the high state (B, S, D) behind it."""
-        recurrence, core_layers = self.recurrence, slice(*self.config.core_range)
-        high = embedded + recurrence.H_init.to(embedded.dtype)
-        low = recurrence.L_init.to(embedded.dtype).expand_as(embedded)
+        moves, core_layers = self.recurrence(embedded), slice(*self.config.core_range)
+        high, low = moves.start()
 
         def core(cycle: int, step: int, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
             run = core_cache.run(cycle * core_cache.runs_per_cycle + step, None if halting is None else halting.halted)
             terms = {"cycle": cycle} if self.config.loop_lora_rank else {}
-            return run_layers(core_layers, recurrence.core_input(embedded, high, low), run, **terms)
+            ran = run_layers(core_layers, moves.core_input(high, low), run, **terms)
+            return ran.to(embedded.device)  # layers may be spread over devices
 
         for cycle in range(cycles):
             with nullcontext() if segment_ends.in_graph(cycle) else torch.no_grad():
@@ -270,11 +275,11 @@ class RecursiveQwenModel(RecursiveQwenPreTrainedModel):
                 for step in range(steps):
                     ran = core(cycle, step, high, new_low)
                     first_run = cycle == step == 0
-                    new_low = ran if first_run else recurrence.follow(new_low, ran, recurrence.update_gate_L)
+                    new_low = ran if first_run else torch.lerp(new_low, ran, moves.low_update)
                 new_high = new_low
                 if core_cache.runs > 1:
                     ran = core(cycle, steps, high, new_low)
-                    new_high = recurrence.follow(new_low, ran, recurrence.update_gate_H)
+                    new_high = torch.lerp(new_low, ran, moves.high_update)
             if halting is not None:
                 new_high, new_low = halting.rest(high, new_high), halting.rest(low, new_low)
             high, low = new_high, new_low

@@ -4,7 +4,7 @@ Shapes: B batch, S tokens of a call, D width.
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,8 +15,7 @@ from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig
 class Recurrence(nn.Module):
     """What is new beside the halting head: where the two states start and how far each run of the core moves them.
 
-    A number a channel each. In the formula at the top of `modeling_recursive_qwen.py`, `input_gate_H` and
-    `input_gate_L` are a_H and a_L, `update_gate_L` and `update_gate_H` are b and g.
+    A number a channel each.
     """
 
     def __init__(self, config: RecursiveQwenConfig) -> None:
@@ -36,14 +35,38 @@ class Recurrence(nn.Module):
         for gate in (self.update_gate_H, self.update_gate_L):
             nn.init.constant_(gate, config.update_gate_init)
 
-    def core_input(self, embedded: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        """u of the formula, (B, S, D)."""
-        gate_H, gate_L = self.input_gate_H.to(high.dtype), self.input_gate_L.to(low.dtype)
-        return torch.addcmul(torch.lerp(embedded, high, gate_H), gate_L, low)
+    def forward(self, embedded: torch.Tensor) -> "Moves":
+        """The numbers for a call on (B, S, D) embeddings, in their dtype and on their device.
 
-    def follow(self, state: torch.Tensor, ran: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """A state after it moved towards what the core made of it, (B, S, D): not at all with a gate of 0."""
-        return torch.lerp(state, ran, gate.to(state.dtype))
+        A method that read the parameters without this call would not find those that were offloaded.
+        """
+        starts = self.H_init, self.L_init
+        gates = self.input_gate_H, self.input_gate_L, self.update_gate_H, self.update_gate_L
+        return Moves(embedded, *(number.to(embedded) for number in starts + gates))
+
+
+class Moves(NamedTuple):
+    """How the states of a call move.
+
+    Attributes:
+        high_input, low_input, high_update, low_update: a_H, a_L, g and b of `modeling_recursive_qwen.py`'s formula.
+    """
+
+    embedded: torch.Tensor
+    high_init: torch.Tensor
+    low_init: torch.Tensor
+    high_input: torch.Tensor
+    low_input: torch.Tensor
+    high_update: torch.Tensor
+    low_update: torch.Tensor
+
+    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_H and z_L before the first run, (B, S, D) each."""
+        return self.embedded + self.high_init, self.low_init.expand_as(self.embedded)
+
+    def core_input(self, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        """u of the formula, (B, S, D)."""
+        return torch.addcmul(torch.lerp(self.embedded, high, self.high_input), self.low_input, low)
 
 
 class HaltingHead(nn.Linear):

@@ -147,7 +147,7 @@ class CoreCache:
         if self.hold:
             before = self.held.get((run % self.runs_per_cycle, layer_idx))
             if halted_BS is not None and before is not None:
-                mask = halted_BS[:, None, :, None]
+                mask = halted_BS[:, None, :, None].to(keys.device)
                 keys, values = torch.where(mask, before[0], keys), torch.where(mask, before[1], values)
             self.held[run % self.runs_per_cycle, layer_idx] = keys, values
         if self.cache is None:
@@ -183,7 +183,7 @@ class CoreCache:
                 for mean, new in zip(self.shared[layer_idx], (keys, values), strict=True)
             ]
             if halted_BS is not None:  # over the runs a token made, whoever else is in the batch
-                mask = halted_BS[:, None, :, None]
+                mask = halted_BS[:, None, :, None].to(keys.device)
                 means = [torch.where(mask, old, new) for old, new in zip(self.shared[layer_idx], means, strict=True)]
             self.shared[layer_idx] = means[0], means[1]
 

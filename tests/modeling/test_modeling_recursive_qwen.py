@@ -274,6 +274,28 @@ def test_depth_at_load_at_forward_and_at_generate(model: PreTrainedModel, tmp_pa
     assert torch.equal(torch.stack(again.generate(**row, **options).logits), expected)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_offloaded_weights_are_there_when_they_are_used(family: str, tmp_path: Any) -> None:
+    model = RecursiveQwenForCausalLM(recursive_config(layer_family=family, halt_threshold=0.6, halt_patience=1)).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path / "model")
+    places = {f"model.layers.{index}": "disk" if index in (1, 4) else "cpu" for index in range(5)}
+    places |= {f"model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")} | {"lm_head": "cpu"}
+    offloaded = RecursiveQwenForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map=places | {"model.recurrence": "disk", "model.q_head": "disk"},
+        offload_folder=tmp_path / "offload",
+    )
+    assert offloaded.model.layers[1].self_attn.q_proj.weight.is_meta
+    assert offloaded.model.recurrence.H_init.is_meta
+    ids = torch.randint(2, 160, (2, 7), generator=generator(2))
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(offloaded.generate(ids, **settings), model.generate(ids, **settings))
+    with torch.no_grad():
+        assert torch.equal(offloaded(ids).logits, model(ids).logits)
+        assert torch.equal(offloaded(ids).cycles_used, model(ids).cycles_used)
+
+
 def test_at_depth_shares_every_tensor(model: PreTrainedModel) -> None:
     shallow = model.at_depth(1)
     assert shallow.config.H_cycles == 1 and model.config.H_cycles == 3
@@ -340,6 +362,20 @@ def test_supervised_logits_are_those_of_the_kept_positions(model: PreTrainedMode
         for logits, depth in zip(outputs.cycle_logits, (1, 3), strict=True):
             assert_close(logits, model(ids, num_cycles=depth).logits[:, -2:], 1e-5)
     assert torch.equal(outputs.logits, outputs.cycle_logits[-1])
+
+
+def test_gates_of_another_precision() -> None:
+    """Gates can be trained in float32 on layers in bfloat16; the layers' precision is the model's."""
+    model = RecursiveQwenForCausalLM(recursive_config()).eval()
+    randomize(model)
+    ids = torch.randint(2, 160, (2, 7), generator=generator(3))
+    model.to(torch.bfloat16)
+    model.model.recurrence.float()
+    mixed = model(ids, labels=ids)
+    mixed.loss.backward()
+    assert mixed.logits.dtype == torch.bfloat16
+    assert model.model.recurrence.update_gate_H.grad.dtype == torch.float32
+    assert torch.equal(mixed.logits, model.to(torch.bfloat16)(ids).logits)
 
 
 def test_truncated_backpropagation(model: PreTrainedModel) -> None:
