@@ -118,6 +118,7 @@ def build_adapter_card(
     datasets: Sequence[str] | None = None,
     figures: Mapping[str, str] | None = None,
     about: str = "",
+    auto_processor: str | None = None,
 ) -> ModelCard:
     """The card of a PEFT adapter; see `build_card` for the arguments they share.
 
@@ -126,6 +127,7 @@ def build_adapter_card(
         repo_id: "owner/name" on the Hub.
         pipeline_tag: the base model's task.
         about: a sentence on what the adapter does.
+        auto_processor: Auto class of what goes before the base; default by its task.
 
     Raises:
         ValueError: the base model is a local path, or a `repo_id` without an owner.
@@ -156,7 +158,7 @@ def build_adapter_card(
         adapter=adapter,
         about=about,
         custom_code=not stock,
-        auto_processor="AutoTokenizer" if pipeline_tag == "text-generation" else "AutoProcessor",
+        auto_processor=auto_processor or ("AutoTokenizer" if pipeline_tag == "text-generation" else "AutoProcessor"),
         parameters=_parameter_rows({}, training.get("parameters") or {}),
         base_models=_base_rows(training.get("base_models") or {}),
         training=training,

@@ -160,11 +160,16 @@ def graft_clara(
 
     Raises:
         ValueError: rates out of range or too many for the vocabulary, a tokenizer without a chat template that leaves a
-            user's text as it is, what `ClaraQwen3ForCausalLM.from_qwen_pretrained` refuses, or a folder that is not
-            empty.
+            user's text as it is, `graft_only` of a folder, what `ClaraQwen3ForCausalLM.from_qwen_pretrained` refuses,
+            or a folder that is not empty.
     """
     # The cheap refusals come before gigabytes are read.
     out = free_target(out, overwrite)
+    if graft_only and is_local_name(source):
+        raise ValueError(
+            f"A graft-only repository names its base on the Hub, and {source!r} is a folder. Graft from a repository "
+            "id, or export the whole model."
+        )
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     tokenizer.chat_template = tokenizer.chat_template or load_chat_template()
     add_memory_tokens(tokenizer, doc_max_length, compression_rates)
@@ -292,7 +297,10 @@ def write_card(directory: Path, *, repo_id: str | None = None) -> Path:
     card: ModelCard
     if (directory / ADAPTER).is_file():
         adapter = PeftConfig.from_pretrained(directory)
-        card = build_adapter_card(adapter, pipeline_tag=_task_of_base(adapter, training or {}), **shared)
+        model_type = _type_of_base(adapter, training or {})
+        graft = GRAFTS.get(model_type)
+        auto_processor = "AutoProcessor" if graft is not None and graft.has_processor else None
+        card = build_adapter_card(adapter, pipeline_tag=_task_of(model_type), auto_processor=auto_processor, **shared)
     else:
         config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=True)
         old = ModelCard.load(directory / "README.md") if (directory / "README.md").is_file() else None
@@ -303,13 +311,17 @@ def write_card(directory: Path, *, repo_id: str | None = None) -> Path:
     return directory / "README.md"
 
 
-def _task_of_base(adapter: PeftConfig, training: Mapping[str, Any]) -> str:
-    """The Hub's task of an adapter's base, by the run's record or else by the base itself."""
-    model_type = training.get("model_type")
+def _type_of_base(adapter: PeftConfig, training: Mapping[str, Any]) -> str:
+    """`model_type` of an adapter's base, by the run's record or else by the base itself; "" where neither is there."""
     name = adapter.base_model_name_or_path
-    if model_type is None and name and not is_local_name(name):
-        base = {"pretrained_model_name_or_path": name, "revision": adapter.revision}
-        model_type = AutoConfig.from_pretrained(**base, trust_remote_code=True).model_type
+    if "model_type" in training or not name or is_local_name(name):
+        return training.get("model_type") or ""
+    base = {"pretrained_model_name_or_path": name, "revision": adapter.revision}
+    return AutoConfig.from_pretrained(**base, trust_remote_code=True).model_type
+
+
+def _task_of(model_type: str) -> str:
+    """The Hub's task of a graft, or of a stock model."""
     if model_type in GRAFTS:
         return GRAFTS[model_type].pipeline_tag
     # Models that read images are listed among those that write text, too.

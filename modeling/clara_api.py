@@ -8,6 +8,7 @@ Shapes: B questions, M latents of a passage, D width, K documents that are chose
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from transformers.utils import logging
 TOKENS_A_BATCH = 16_384
 # Values of each tensor of the base that a compressor's fingerprint looks at.
 _SAMPLED = 64
+# Settings of the base that no tensor shows and that a latent depends on.
+_SHAPING = ("num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,16 @@ class UsedDocument:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what it was given from, best first where documents were chosen."""
+    """An answer and what it was given from.
+
+    Attributes:
+        documents: best first where they were chosen.
+        reasoning_content: what was thought before the answer; None without a thought.
+    """
 
     text: str
     documents: tuple[UsedDocument, ...]
+    reasoning_content: str | None = None
 
 
 @contextmanager
@@ -207,10 +216,11 @@ class CompressionMixin:
         tensor of the base; all of it rounded to bfloat16, so that a model has one fingerprint in float32 and in
         bfloat16. In float16, which holds other numbers, it has one of its own.
         """
-        config = self.config
+        config, base = self.config, self.config.text_config
         digest = hashlib.sha256()
-        settings = (config.doc_max_length, list(config.memory_token_ids(compression_rate)), float(config.lora_alpha))
-        digest.update(repr(settings).encode())
+        settings = [config.doc_max_length, list(config.memory_token_ids(compression_rate)), float(config.lora_alpha)]
+        settings += [getattr(base, name) for name in _SHAPING]
+        digest.update(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             role = name.rsplit(".", 1)[-1]
             if self.is_new(name) and role not in ("compressor", "memory"):
@@ -269,7 +279,8 @@ class AnsweringMixin:
             top_k: answer from that many, the best first; default all documents given, `num_retrieved` of an index.
             compression_rate: default the checkpoint's first rate, of an index the index's.
             batch_size: questions at a time.
-            enable_thinking: let the language model think first, where its template knows thoughts.
+            enable_thinking: let the language model think first, where its template knows thoughts. A thought that
+                `max_new_tokens` cuts off leaves an empty answer.
             generation: as `generate` takes it; greedy and up to 64 new tokens, where it does not say.
 
         Returns:
@@ -394,10 +405,14 @@ class AnsweringMixin:
         length = inputs["input_ids"].shape[1]
         check_context(length, settings["max_new_tokens"], self.config, "A prompt with its documents")
         written = self.generate(**inputs, memory=memory or None, **settings)[:, length:]
-        texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        tokenizer = self.processor.tokenizer
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        messages = [{"content": text} for text in texts]
+        if enable_thinking:
+            messages = self.processor.parse_response(texts, prefix=tokenizer.batch_decode(inputs["input_ids"]))
         return [
-            Answer(text.strip(), tuple(document for document, _ in row))
-            for text, row in zip(texts, chosen, strict=True)
+            Answer(message["content"].strip(), tuple(used for used, _ in row), message.get("reasoning_content"))
+            for message, row in zip(messages, chosen, strict=True)
         ]
 
 

@@ -14,8 +14,9 @@ from peft import LoraConfig
 from PIL import Image
 
 from qwen_grafts.configuration import preset_config
-from qwen_grafts.hub_cards import build_adapter_card, build_card, loss_curve_figure
+from qwen_grafts.hub_cards import build_adapter_card, build_card, loss_curve_figure, write_card
 from qwen_grafts.hub_cards.cards import card_snippet, name_repository
+from qwen_grafts.recipes.run_metadata import write_metadata
 
 TRAINING: dict[str, Any] = {
     "command": "qwen-grafts train recipes/perceiver_vlm/shapes.yaml",
@@ -195,6 +196,16 @@ def test_adapter_card() -> None:
     adapter.base_model_name_or_path = "/data/base"
     with pytest.raises(ValueError, match="names a Hub repository"):
         build_adapter_card(adapter, repo_id="owner/adapter")
+
+
+def test_an_adapter_of_a_graft_goes_through_its_processor(tmp_path: Path) -> None:
+    """CLaRa writes text, and takes documents that no tokenizer knows."""
+    LoraConfig(r=8, target_modules="q_proj", base_model_name_or_path="owner/base").save_pretrained(tmp_path)
+    for model_type, auto_class in (("clara_qwen3", "AutoProcessor"), ("recursive_qwen", "AutoTokenizer")):
+        write_metadata(TRAINING | {"model_type": model_type}, tmp_path)
+        text = write_card(tmp_path, repo_id="owner/adapter").read_text(encoding="utf-8")
+        assert f"= {auto_class}.from_pretrained(base_id, " in text
+        assert "pipeline_tag: text-generation" in text
 
 
 def test_loss_curve(tmp_path: Path) -> None:

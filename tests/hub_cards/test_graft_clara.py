@@ -133,7 +133,7 @@ def test_licence_template_and_dtype_are_those_of_the_source(tmp_path: Path) -> N
             r"\[1\] need 258 new tokens from id 282 on, and the vocabulary ends at 512: 28 too",
         ),
         ({"lora_rank": 0}, "the rank is 1 or more"),
-        ({"graft_only": True}, "names its bases on the Hub; this model knows 0 of 1"),
+        ({"graft_only": True, "dtype": "no such type"}, "names its base on the Hub, and .* is a folder"),
     ],
 )
 def test_bad_values_write_nothing(source: Path, settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -200,6 +200,26 @@ def test_no_documents_and_no_memory(model: ClaraQwen3ForCausalLM) -> None:
     assert model.answer([]) == model.answer([], []) == []
 
 
+@pytest.mark.parametrize(
+    ("written", "thought", "text"),
+    [
+        ("Built of \namber.</think>\n\nAmber. ", "Built of \namber.", "Amber."),
+        ("Amber, I th", "Amber, I th", ""),
+    ],
+    ids=["finished", "cut off"],
+)
+def test_a_thought_stands_beside_the_answer(own: ClaraQwen3ForCausalLM, written: str, thought: str, text: str) -> None:
+    """What the model writes is laid into its hand; the prompt opens the thought."""
+    tokens = iter([*own.processor.tokenizer(written)["input_ids"], own.config.text_config.eos_token_id])
+
+    def next_token(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor(next(tokens)), 0.0)
+
+    answer = own.answer("Of what?", DOCUMENTS, enable_thinking=True, logits_processor=[next_token])
+    assert (answer.text, answer.reasoning_content) == (text, thought)
+    assert own.answer("Of what?", DOCUMENTS).reasoning_content is None
+
+
 def test_ragged_questions_are_answered_as_alone(model: ClaraQwen3ForCausalLM, compressed: list[int]) -> None:
     """None to twenty documents, in batches of two; each text is compressed once for all of them."""
     many = [f"Number {index} is {index} m." for index in range(20)]
@@ -315,6 +335,8 @@ def test_a_fingerprint_is_the_compressor_s(model: ClaraQwen3ForCausalLM, tmp_pat
         "base": trained(model, "layers.0.self_attn.k_proj.weight").model.fingerprint(),
         "norm": trained(model, "language_model.norm.weight").model.fingerprint(),
         "scale": tiny_clara(lora_alpha=8.0).model.fingerprint(),
+        "rope": tiny_clara({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}).model.fingerprint(),
+        "norms": tiny_clara({"rms_norm_eps": 1e-4}).model.fingerprint(),
         "order of rates": tiny_clara(compression_rates=RATES[::-1]).model.fingerprint(RATES[0]),
     }
     assert len({own, *others.values()}) == 1 + len(others)
