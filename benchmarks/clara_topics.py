@@ -3,9 +3,9 @@
     python benchmarks/clara_topics.py --seeds 0 1 2
 
 Every seed is what `qwen-grafts demo clara --seed SEED` trains and measures: other questions, other documents held out,
-other weights. The untrained model, another document and no document stand beside. Each runs in a process of its own, on
-one thread, about twenty minutes of process time. Results are added to `benchmarks/results/clara_topics.json` as they
-come; what is there already, of the same settings, stays.
+other weights. A search by words, the untrained model, another document and no document stand beside. Each runs in a
+process of its own, on one thread, about twenty minutes of process time. Results are added to
+`benchmarks/results/clara_topics.json` as they come; what is there already, of the same settings, stays.
 """
 
 import argparse
@@ -22,17 +22,25 @@ from timing import measure_apart, write_results
 RESULTS = Path(__file__).parent / "results" / "clara_topics.json"
 
 
+def prepare(seed: int) -> tuple[list[Any], Any]:
+    """Documents and questions, as the demo has them."""
+    from qwen_grafts import demo_clara
+    from qwen_grafts.recipes.topic_documents import topic_documents
+    from qwen_grafts.recipes.topic_task import split_topic_questions, topic_questions
+
+    documents = topic_documents()[: demo_clara.DOCUMENTS]
+    questions = topic_questions(documents, seed=seed, kinds=demo_clara.KINDS)
+    return documents, split_topic_questions(documents, questions, seed=seed)
+
+
 def measure(seed: int) -> dict[str, Any]:
     """Train as the demo does; its measures, and process seconds of training."""
     import torch
 
     from qwen_grafts import ClaraQwen3ForCausalLM, demo_clara
-    from qwen_grafts.recipes.topic_documents import topic_documents
-    from qwen_grafts.recipes.topic_task import split_topic_questions, topic_questions
 
     torch.set_num_threads(1)
-    documents = topic_documents()[: demo_clara.DOCUMENTS]
-    split = split_topic_questions(documents, topic_questions(documents, seed=seed, kinds=demo_clara.KINDS), seed=seed)
+    documents, split = prepare(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         grafted = demo_clara.make_tiny(folder / "grafted", documents, seed)
@@ -62,7 +70,7 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
     table = Table(title=f"Mean of {len(seeds)} seeds (lowest to highest)", title_justify="left")
     for column in ("measured", "of", "way", "share, or nats"):
         table.add_column(column, justify="right" if column.startswith("share") else "left")
-    for measured in ("retrieval, untrained", "retrieval", "answers", "reconstruction"):
+    for measured in ("retrieval, words in common", "retrieval, untrained", "retrieval", "answers", "reconstruction"):
         for kind, row in seeds[0][measured].items():
             for way in row:
                 if way != "rows":
@@ -93,7 +101,9 @@ def main() -> None:
         if str(seed) not in runs:
             print(f"seed {seed}", file=sys.stderr)
             runs[str(seed)] = measure_apart(__file__, str(seed))
-            write_results(RESULTS, {"setting": setting, "runs": runs})
+        # Nothing is trained for this, so it is found again for every seed.
+        runs[str(seed)]["retrieval, words in common"] = {"none": demo_clara.measure_word_search(*prepare(seed))}
+        write_results(RESULTS, {"setting": setting, "runs": runs})
     show(runs)
 
 

@@ -31,7 +31,7 @@ def write_clara_report(
     """Write the page.
 
     Args:
-        retrieval: "untrained" and "trained" -> rate -> measure -> share.
+        retrieval: "words in common", "untrained" and "trained" -> rate -> measure -> share.
         answers: what was asked -> way of answering -> share that was right.
         reconstruction: passages -> what they were said again from -> loss of a token, nats.
         rates: compression rates.

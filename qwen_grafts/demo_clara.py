@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import set_seed
 
 from .clara_report import WAYS, write_clara_report
@@ -37,7 +38,7 @@ from .recipes.answer_metrics import exact_match
 from .recipes.document_evaluation import answer_loss
 from .recipes.document_index import index_documents
 from .recipes.run_metadata import read_metadata, write_metadata
-from .recipes.topic_documents import TopicDocument, topic_documents
+from .recipes.topic_documents import TopicDocument, bare_words, topic_documents
 from .recipes.topic_practice import NEW_WORDING, TOPIC_WORDINGS, name_questions, practice_batches
 from .recipes.topic_task import TopicQuestion, TopicSplit, split_topic_questions, topic_questions
 
@@ -78,7 +79,10 @@ def run(directory: Path, *, repo_id: str | None, seed: int, console: Console) ->
     for name, path in data.items():
         console.print(f"{sum(1 for _ in path.open(encoding='utf-8')):,} rows to learn {name} from: {path}")
     untrained = ClaraQwen3ForCausalLM.from_pretrained(grafted)
-    measured = {"untrained": measure_retrieval(untrained, documents, split)}
+    measured = {
+        "words in common": {"none": measure_word_search(documents, split)},
+        "untrained": measure_retrieval(untrained, documents, split),
+    }
 
     console.rule("1  Learn which passage a question is about")
     finding = learn("finding", grafted, directory, seed)
@@ -253,11 +257,30 @@ def measure_retrieval(
             asked = [question.question for question in questions]
             best = model.retrieve(asked, latents, top_k=5, compression_rate=rate).indices
             right = best == torch.tensor([[place[question.document]] for question in questions])
-            found[str(rate)] |= {
-                f"recall@1, {name} documents": right[:, 0].float().mean().item(),
-                f"recall@5, {name} documents": right.any(dim=1).float().mean().item(),
-            }
+            found[str(rate)] |= _recall(right, name)
     return found
+
+
+def measure_word_search(documents: Sequence[TopicDocument], split: TopicSplit) -> dict[str, float]:
+    """The same measures of a search by words in common (TF-IDF), as questions quote documents."""
+    place = {document.id: i for i, document in enumerate(documents)}
+    vectorizer = TfidfVectorizer(token_pattern=r"\S+")
+    weights = vectorizer.fit_transform(" ".join(bare_words(document.text)) for document in documents)
+    found = {}
+    for name, questions in (("known", split.new_questions[:MEASURED]), ("new", split.new_documents[:MEASURED])):
+        asked = vectorizer.transform(" ".join(bare_words(question.question)) for question in questions)
+        best = torch.from_numpy((asked @ weights.T).toarray()).topk(5).indices
+        right = best == torch.tensor([[place[question.document]] for question in questions])
+        found |= _recall(right, name)
+    return found
+
+
+def _recall(right: torch.Tensor, name: str) -> dict[str, float]:
+    """Of (questions, 5) whether each found document is the right one."""
+    return {
+        f"recall@1, {name} documents": right[:, 0].float().mean().item(),
+        f"recall@5, {name} documents": right.any(dim=1).float().mean().item(),
+    }
 
 
 def measure_answers(model: ClaraQwen3ForCausalLM, split: TopicSplit) -> dict[str, dict[str, float]]:

@@ -244,6 +244,7 @@ def test_clara_demo_in_few_steps_and_once_more(tmp_path, monkeypatch):
     for _ in range(2):
         page = clara.run(tmp_path, repo_id=None, seed=0, console=Console(file=io.StringIO())).read_text("utf-8")
     assert page.count("<td>untrained</td>") == page.count("<td>trained</td>") == len(clara.RATES)
+    assert page.count("<td>words in common</td>") == 1
     assert 'alt="quality against compression rate"' in page
     index = ClaraIndex.load(tmp_path / "index")
     assert index.num_documents == 30
