@@ -26,12 +26,9 @@ from typing import Any
 
 import torch
 from timing import write_results
-from transformers import set_seed
 
-from qwen_grafts import ClaraQwen3Config, ClaraQwen3ForCausalLM, ClaraQwen3Processor
-from qwen_grafts.configuration.presets import tiny_qwen3_text_config
-from qwen_grafts.processing import build_qwen_tokenizer, load_chat_template
-from qwen_grafts.processing.memory_tokens import new_token_names
+from qwen_grafts import ClaraQwen3ForCausalLM
+from qwen_grafts.demo_clara import make_random
 from qwen_grafts.recipes.topic_documents import topic_documents
 
 RESULTS = Path(__file__).parent / "results" / "clara_against_reference.json"
@@ -44,29 +41,20 @@ QUERY_LENGTH = 1035
 
 def build() -> tuple[ClaraQwen3ForCausalLM, list[str], list[str]]:
     """The model, whose roles are of trained size, with documents and questions of real text."""
-    set_seed(0)
     texts = [document.text for document in topic_documents()]
-    names = new_token_names(LENGTH, [RATE])
-    first = VOCABULARY - len(names) - 26
-    tokenizer = build_qwen_tokenizer(first, texts, names)
-    tokenizer.chat_template = load_chat_template()
-    text = tiny_qwen3_text_config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=8,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        max_position_embeddings=2048,
-    )
-    first_new = tokenizer.convert_tokens_to_ids(names[0])
-    config = ClaraQwen3Config(text_config=text, compression_rates=[RATE], document_token_id=first_new)
-    model = ClaraQwen3ForCausalLM(config).eval()
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 8,
+        "max_position_embeddings": 2048,
+    }
+    model, _ = make_random(texts, 0, text=text, doc_max_length=LENGTH, compression_rates=[RATE])
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "role_up" in name:
                 parameter.normal_(std=0.02)
-    model.processor = ClaraQwen3Processor(tokenizer, LENGTH, [RATE])
     documents = texts[:: len(texts) // DOCUMENTS][:DOCUMENTS]
     return model, documents, [f"Where is it said: {text[:60]}?" for text in documents[:QUERIES]]
 

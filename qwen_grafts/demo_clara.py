@@ -167,8 +167,12 @@ def make_tiny(out: Path, documents: Sequence[TopicDocument], seed: int) -> Path:
     )
 
 
-def export_random(
-    out: Path,
+def export_random(out: Path, corpus: Sequence[str], seed: int, **settings: Any) -> Path:
+    """Export a CLaRa with random weights and a tokenizer of its own, see `make_random`; returns `out`."""
+    return export_repository(*make_random(corpus, seed, **settings), out, overwrite=True)
+
+
+def make_random(
     corpus: Sequence[str],
     seed: int,
     *,
@@ -176,8 +180,8 @@ def export_random(
     doc_max_length: int,
     compression_rates: Sequence[int],
     **settings: Any,
-) -> Path:
-    """Export a CLaRa with random weights and a tokenizer of its own; returns `out`.
+) -> tuple[ClaraQwen3ForCausalLM, ClaraQwen3Processor]:
+    """A CLaRa with random weights and a tokenizer of its own.
 
     Args:
         corpus: what the tokenizer learns words from.
@@ -199,8 +203,8 @@ def export_random(
     )
     model = ClaraQwen3ForCausalLM(config)
     model.generation_config = generation_config(tokenizer)
-    processor = ClaraQwen3Processor(tokenizer, doc_max_length, compression_rates)
-    return export_repository(model, processor, out, overwrite=True)
+    model.processor = ClaraQwen3Processor(tokenizer, doc_max_length, compression_rates)
+    return model, model.processor
 
 
 def write_rows(folder: Path, split: TopicSplit, seed: int) -> dict[str, Path]:
