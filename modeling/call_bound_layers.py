@@ -5,6 +5,7 @@ recomputes runs again long after its forward pass, when another call may have co
 linear modules were exchanged.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -39,4 +40,17 @@ class CallBoundLayer:
         return super().forward(hidden_states, *args, **kwargs)
 
 
-__all__ = ["CallBoundLayer"]
+NOT_SPLIT = (
+    "Tensor parallelism would split this model's linear layers and leave their low-rank terms whole. Load it with "
+    '`device_map="auto"`, which gives each device whole layers.'
+)
+
+
+def splits_linears(arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments of `from_pretrained` ask for tensor parallelism, which terms do not take part in."""
+    asked = arguments.get("distributed_config") or arguments
+    asked = asked if isinstance(asked, Mapping) else vars(asked)
+    return bool(asked.get("tp_plan")) or (asked.get("tp_size") or 1) > 1
+
+
+__all__ = ["NOT_SPLIT", "CallBoundLayer", "splits_linears"]

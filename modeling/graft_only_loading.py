@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+from .strict_loading import HUB_ARGUMENTS
+
 # What a base may not differ in: names of the towers' and the language models' configurations.
 SHAPES = (
     "model_type",
@@ -21,7 +22,16 @@ SHAPES = (
     "vocab_size",
     "architecture",
 )
-UNSUPPORTED = ("device_map", "quantization_config", "tp_plan", "max_memory", "offload_folder", "state_dict")
+UNSUPPORTED = (
+    "device_map",
+    "quantization_config",
+    "distributed_config",
+    "tp_plan",
+    "tp_size",
+    "max_memory",
+    "offload_folder",
+    "state_dict",
+)
 
 
 class GraftOnlyLoadingMixin:

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_clara_qwen3 import ROLES, ClaraQwen3Config
+from .call_bound_layers import NOT_SPLIT, splits_linears
 from .checkpoint_tensors import commit_of, load_part
 from .clara_api import AnsweringMixin, CompressionMixin
 from .differentiable_top_k import differentiable_top_k
@@ -90,7 +91,13 @@ class ClaraQwen3PreTrainedModel(GraftOnlyLoadingMixin, GraftPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As the stock one; the model knows where it came from, and takes its processor from there."""
+        """As the stock one; the model knows where it came from, and takes its processor from there.
+
+        Raises:
+            ValueError: tensor parallelism, or what `GraftOnlyLoadingMixin.from_pretrained` refuses.
+        """
+        if splits_linears(kwargs):
+            raise ValueError(NOT_SPLIT)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # A token is left out: it would lie about in the model. Whoever has one is logged in, or sets the processor.

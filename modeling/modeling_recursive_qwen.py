@@ -38,6 +38,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_recursive_qwen import RecursiveQwenConfig, check_cycles, check_halting
 from ..configuration.layer_selection import LayerSelection, select_layers
+from .call_bound_layers import NOT_SPLIT, splits_linears
 from .checkpoint_tensors import commit_of, load_part
 from .fused_attention import FusedQwen2Attention, FusedQwen3Attention
 from .fused_norm import FusedRMSNorm, fuse_norms
@@ -46,6 +47,7 @@ from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
 from .recursive_cache import CoreCache, RecursiveCache
+from .strict_loading import HUB_ARGUMENTS
 
 STOCK_LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
 FUSED_ATTENTION = {"qwen2": FusedQwen2Attention, "qwen3": FusedQwen3Attention}
@@ -96,6 +98,20 @@ class RecursiveQwenPreTrainedModel(GraftPreTrainedModel):
         "hidden_states": [Qwen2DecoderLayer, Qwen3DecoderLayer],
         "attentions": [Qwen2Attention, Qwen3Attention],
     }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As the stock one.
+
+        Raises:
+            ValueError: tensor parallelism of a model whose cycles have low-rank terms of their own.
+        """
+        if splits_linears(kwargs):
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+            config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+            if config.loop_lora_rank:
+                raise ValueError(NOT_SPLIT)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+# Of `from_pretrained`, what says where a configuration or another file is to be found.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
 
 class StrictLoadingMixin:
     """Put before `PreTrainedModel`: `from_pretrained` raises where stock transformers warns.
@@ -53,4 +56,4 @@ class StrictLoadingMixin:
         return (model, info) if output_loading_info else model
 
 
-__all__ = ["StrictLoadingMixin"]
+__all__ = ["HUB_ARGUMENTS", "StrictLoadingMixin"]
