@@ -2,8 +2,8 @@
 
 A row is judged by what training reads it with, `DocumentRowCheck`, and on top of that as a line of JSON: a line is one
 object in UTF-8, no marker of a picture is left in it, and there is no byte order mark, which other readers of JSON
-lines stumble over. Of a row with several faults all are told: a field that is told is taken as good, and the row looked
-at again.
+lines stumble over. Nor is anything there twice, a document in its row or a row in its file: training would take the one
+for two. Of a row with several faults all are told: a field that is told is taken as good, and the row looked at again.
 
     report = validate_rows(Path("rows/compression.jsonl"), "compression")
     console.print(report.table())
@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ NOT_JSON = "no JSON"
 NOT_AN_OBJECT = "no object"
 HALF_CHARACTER = "half of a surrogate pair"
 LEFTOVER_MARKER = "marker of a picture left"
+DOCUMENT_TWICE = "document twice in a row"
+ROW_TWICE = "row twice in the file"
 NO_ROWS = "no rows"
 
 # Faults are counted without end and kept up to here.
@@ -94,7 +97,7 @@ class ValidationReport:
 
 
 def validate_rows(path: Path, stage: Stage) -> ValidationReport:
-    """Look at every line of a file; memory does not grow with it.
+    """Look at every line of a file; of a row without fault only a hash stays in memory.
 
     Raises:
         ValueError: no such stage, or no file of JSON lines.
@@ -104,11 +107,12 @@ def validate_rows(path: Path, stage: Stage) -> ValidationReport:
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         raise ValueError(f"{path} is no `.jsonl` file; rows are checked one line at a time.")
     report, check = ValidationReport(), DocumentRowCheck(stage)
+    seen: dict[bytes, int] = {}
     with path.open("rb") as lines:  # as bytes: only "\n" ends a line, and what is no UTF-8 is told by its line
         for line in lines:
             report.lines += 1
             faulty = False
-            for fault in _faults(line, report.lines, check):
+            for fault in _faults(line, report.lines, check, seen):
                 faulty = True
                 report.counts[fault.reason] += 1
                 if len(report.faults) < MOST_KEPT:
@@ -120,7 +124,7 @@ def validate_rows(path: Path, stage: Stage) -> ValidationReport:
     return report
 
 
-def _faults(line: bytes, number: int, check: DocumentRowCheck) -> Iterator[RowFault]:
+def _faults(line: bytes, number: int, check: DocumentRowCheck, seen: dict[bytes, int]) -> Iterator[RowFault]:
     if number == 1 and line.startswith(_BYTE_ORDER_MARK):
         yield RowFault(
             number, "", BYTE_ORDER_MARK, "the file begins with bytes EF BB BF; save it as UTF-8 without them"
@@ -151,7 +155,12 @@ def _faults(line: bytes, number: int, check: DocumentRowCheck) -> Iterator[RowFa
         elif found := _MARKER.search(text):
             shown = text[found.start() : found.start() + 60]
             yield RowFault(number, name, LEFTOVER_MARKER, f"{_shown(shown)}; `data clean` takes it out")
-    yield from _row_faults(row, number, check)
+    first_places: dict[str, int] = {}
+    for place, text in enumerate(_documents(row)):
+        if isinstance(text, str) and text.strip() and first_places.setdefault(text.strip(), place) != place:
+            detail = f"the same as `docs[{first_places[text.strip()]}]`"
+            yield RowFault(number, f"docs[{place}]", DOCUMENT_TWICE, detail)
+    yield from _row_faults(row, number, check, seen)
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -164,8 +173,23 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, str))
 
 
-def _row_faults(row: dict[str, Any], number: int, check: DocumentRowCheck) -> Iterator[RowFault]:
-    """What training refuses, fault by fault."""
+def _documents(row: dict[str, Any]) -> list[Any]:
+    """What stands in `docs`, which may be written as JSON."""
+    value = row.get("docs")
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):  # brackets nested too deep
+            value = json.loads(value)
+    return value if isinstance(value, list) else []
+
+
+def _row_faults(
+    row: dict[str, Any], number: int, check: DocumentRowCheck, seen: dict[bytes, int]
+) -> Iterator[RowFault]:
+    """What training refuses, fault by fault, or else whether an earlier line says the same.
+
+    Args:
+        seen: hash of a row that training reads -> its first line; is added to.
+    """
     row, told = dict(row), set()
     while (verdict := check(row))["reason"] is not None:
         reason, detail = verdict["reason"], verdict["detail"]
@@ -178,6 +202,10 @@ def _row_faults(row: dict[str, Any], number: int, check: DocumentRowCheck) -> It
             return
         told.add((name, place))
         _take_as_good(row, name, place, check.stage)
+    if not told:
+        first = seen.setdefault(bytes.fromhex(verdict["digest"])[:8], number)
+        if first != number:
+            yield RowFault(number, "", ROW_TWICE, f"the same as line {first}; take one of them out")
 
 
 def _take_as_good(row: dict[str, Any], name: str, place: str, stage: Stage) -> None:
@@ -209,6 +237,7 @@ def _shown(text: str) -> str:
 
 __all__ = [
     "BYTE_ORDER_MARK",
+    "DOCUMENT_TWICE",
     "EMPTY_LINE",
     "HALF_CHARACTER",
     "LEFTOVER_MARKER",
@@ -217,6 +246,7 @@ __all__ = [
     "NOT_JSON",
     "NOT_UTF8",
     "NO_ROWS",
+    "ROW_TWICE",
     "RowFault",
     "ValidationReport",
     "validate_rows",

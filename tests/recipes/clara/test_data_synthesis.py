@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from qwen_grafts.recipes.clara.chat_endpoint import ChatEndpoint, EndpointError, EndpointSettings
 from qwen_grafts.recipes.clara.compared_text import comparable, words_of
 from qwen_grafts.recipes.clara.data_synthesis import Synthesis, write_rows
+from qwen_grafts.recipes.clara.row_validation import validate_rows
 from qwen_grafts.recipes.clara.row_writing import WritingSettings
 from qwen_grafts.recipes.clara.stage_rows import SETS
 from qwen_grafts.recipes.clara.synthesis_settings import SynthesisSettings
@@ -229,6 +230,14 @@ def test_rows_are_read_as_splits(whole: Path, tmp_path: Path) -> None:
     assert retrieval.train["positives"][:] == [row["pos_index"] for row in rows_of(whole, "end_to_end")["train"]]
 
 
+def test_rows_have_no_fault(whole: Path) -> None:
+    """Not even a document twice in a row, or a row twice in a file."""
+    for name in SETS:
+        for split in ("train", "test"):
+            report = validate_rows(whole / name / f"{split}.jsonl", name)
+            assert report.ok and report.rows == len(rows_of(whole, name)[split])
+
+
 def test_dates_stay_as_they_are_written(tmp_path: Path) -> None:
     """`datasets` makes points of time of a column in which all is dates."""
     row = {"question": "When?", "docs": ["On 2012-01-01."], "gold_answer": "2012-01-01", "answer": "2012-01-01"}
@@ -350,6 +359,41 @@ def test_embeddings_of_the_endpoint(write, tmp_path: Path, whole: Path) -> None:
     check_rows(rows)
     assert rows_of(rows, "compression") == rows_of(whole, "compression")
     assert rows_of(rows, "end_to_end") != rows_of(whole, "end_to_end")
+
+
+def test_what_answers_a_question_is_no_wrong_document(write, tmp_path: Path) -> None:
+    """Neither a text with the answer and without the quotation, nor one with the quotation and without the answer."""
+    texts = {
+        "right": "The gateway of Aurora accepts 250 requests in every second and hands each of them to a worker.",
+        "answer": "The gateway of Borealis accepts fewer calls than Aurora, about 250 requests in an hour.",
+        "quotation": "As was said of Aurora, it accepts 250 requests in every second. Its gateway does nothing else.",
+        "neither": "The gateway of Borealis hands calls to a worker, and the worker of Aurora rests for a second.",
+        "far": "A lighthouse of white stone stands on the northern shore of the island.",
+    }
+    quote = "accepts 250 requests in every second"
+    asked = {
+        "How many requests does the gateway of Aurora accept each second?": "250 requests",
+        "How often does the gateway of Aurora accept 250 requests?": "once a second",
+    }
+
+    def script(request) -> str:
+        if "stands_alone" in request.question:
+            return json.dumps({"answerable": True, "correct": True, "stands_alone": True, "quote": quote})
+        pairs = [{"question": question, "answer": answer} for question, answer in asked.items()]
+        return json.dumps({"pairs": pairs if texts["right"] in request.question else []})
+
+    source = tmp_path / "source"
+    source.mkdir()
+    documents = [{"id": name, "source_type": "text", "text": text} for name, text in texts.items()]
+    write_lines(source / "raw_knowledge.jsonl", documents)
+    with ScriptedEndpoint(script) as server:
+        writing = WritingSettings(2, 0, max_rounds=1)
+        write(tmp_path / "rows", server, source, eval_ratio=0.0, writing=writing)
+    for name in ("instruction", "end_to_end"):
+        shown = {row["question"]: set(row["docs"]) for row in rows_of(tmp_path / "rows", name)["train"]}
+        first, second = asked
+        assert shown[first] == {texts[one] for one in ("right", "neither", "far")}
+        assert shown[second] == {texts[one] for one in ("right", "answer", "neither", "far")}
 
 
 def test_few_documents(write, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ COMPRESSION = [
 LATER = {"question": "What?", "answer": "This.", "docs": ["Text.", "Other."], "pos_index": [1]}
 GOOD = {stage: [LATER, LATER | {"golden_answers": ["This", "That"]}] for stage in STAGES} | {"compression": COMPRESSION}
 QA = COMPRESSION[0]
+NEXT = QA | {"docs": ["Another text."]}
 
 
 def validate(tmp_path, stage, *rows):
@@ -58,13 +59,13 @@ def test_good_rows(tmp_path, stage):
 )
 def test_lines_that_are_no_rows(tmp_path, line, reason):
     line = line.replace(b"\n", b"")  # UTF-16 may have one
-    report = validate(tmp_path, "compression", QA, line, QA)
+    report = validate(tmp_path, "compression", QA, line, NEXT)
     assert [(fault.line, fault.field, fault.reason) for fault in report.faults] == [(2, "", reason)]
     assert report.rows == 2 and report.lines == 3
 
 
 def test_byte_order_mark(tmp_path):
-    report = validate(tmp_path, "compression", b"\xef\xbb\xbf" + json.dumps(QA).encode(), QA)
+    report = validate(tmp_path, "compression", b"\xef\xbb\xbf" + json.dumps(QA).encode(), NEXT)
     assert found(report) == [(1, "")] and report.counts == {validation.BYTE_ORDER_MARK: 1}
     assert validate(tmp_path, "compression", QA, b"\xef\xbb\xbf" + json.dumps(QA).encode()).counts == {
         validation.NOT_JSON: 1
@@ -143,9 +144,37 @@ def test_retrieval_learns_from_positives(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_document_stands_once_in_its_row(tmp_path, stage):
+    first, docs = GOOD[stage][0], ["One.", "Two.", " One. ", "one.", "One."]
+    for written in (docs, json.dumps(docs)):
+        report = validate(tmp_path, stage, GOOD[stage][1], first | {"docs": written})
+        assert [(fault.line, fault.field, fault.reason, fault.detail) for fault in report.faults] == [
+            (2, f"docs[{place}]", validation.DOCUMENT_TWICE, "the same as `docs[0]`") for place in (2, 4)
+        ]
+    # Other faults of the row are told beside it, and two empty ones are no repetition.
+    assert found(validate(tmp_path, stage, first | {"docs": ["A", "", "A", " "]})) == [
+        (1, "docs[2]"),
+        (1, "docs[1]"),
+        (1, "docs[3]"),
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_row_stands_once_in_its_file(tmp_path, stage):
+    first, second = GOOD[stage]
+    again = dict(reversed(first.items())) | {"id": 7, "docs": json.dumps(first["docs"])}
+    report = validate(tmp_path, stage, first, second, again, first | {"docs": ["Text.", "More."]}, first)
+    assert [(fault.line, fault.field, fault.reason) for fault in report.faults] == [
+        (line, "", validation.ROW_TWICE) for line in (3, 5)
+    ]
+    assert {fault.detail for fault in report.faults} == {"the same as line 1; take one of them out"}
+    assert report.rows == 3
+
+
 def test_what_is_faulty_is_what_training_refuses(tmp_path):
-    """Of rows that are objects, those with markers and half characters apart."""
-    rows = [QA, QA | {"docs": [""]}, QA | {"answers": ["a"]}, LATER, QA | {"data_type": "x"}, QA]
+    """Of rows that are objects, those with markers, half characters and what is there twice apart."""
+    rows = [QA, QA | {"docs": [""]}, QA | {"answers": ["a"]}, LATER, QA | {"data_type": "x"}, NEXT]
     report = validate(tmp_path, "compression", *rows)
     data = load_document_rows(str(tmp_path / "rows.jsonl"), "compression", eval_ratio=0, on_bad_row="skip")
     assert {fault.line - 1 for fault in report.faults} == {refused.index for refused in data.refused} == {1, 2, 3, 4}
