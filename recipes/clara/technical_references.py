@@ -37,9 +37,12 @@ _FOLLOWS_NAME = re.compile(r"\Z|[\s\"'`“”‘’«»」』》),.;:!?，。；
 _BEFORE_FOLDER = re.compile(rf"(?:{_ROOT}|{_NOT_WITHIN}{_PLAIN}[\\/])(?:{_PLAIN}[\\/])*\Z")
 _BEHIND_FOLDER = re.compile(rf"(?:[\\/]{_PLAIN})*[\\/]?")
 
+# Brackets that held a reference and nothing else but a word that leads to it.
+_SEE, _SEE_ZH = r"(?:(?:see(?: also)?|as in|shown in|cf)\b\.?)?", r"(?:[请請详詳参參]?[见見]|如)"
 _EMPTY_BRACKETS = re.compile(
-    r"(?<!\w)\(\s*[:,]?\s*\)|[（【]\s*[:：,，、]?\s*[）】]"
-    r"|(?P<quote>[\"'`])\s*(?P=quote)|“\s*”|‘\s*’|«\s*»|「\s*」|《\s*》"
+    rf"(?<!\w)\(\s*{_SEE}\s*[:,]?\s*\)|[（【]\s*{_SEE_ZH}?\s*[:：,，、]?\s*[）】]|\(\s*{_SEE_ZH}\s*\)"
+    r"|(?P<quote>[\"'`])\s*(?P=quote)|“\s*”|‘\s*’|«\s*»|「\s*」|《\s*》",
+    re.IGNORECASE,
 )
 _BLANKS = re.compile(r"(?<=\S)[ \t]{2,}(?=\S)")
 _BLANK_BEFORE_STOP = re.compile(r"(?<=\S)[ \t]+(?=[,.;:!?，。；：！？、)）])")

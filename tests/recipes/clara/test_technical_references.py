@@ -29,6 +29,14 @@ STRIPPED = {
     "![Three boxes](images/a(1).png) in a row": ("Three boxes in a row", {IMAGE_PATH: 1}),
     "D:\\papers\\figures\\p.jpg shows it": ("shows it", {IMAGE_PATH: 1}),
     "./a.png, ../b/c.jpg and /d.gif": (", and", {IMAGE_PATH: 3}),
+    "It forwards (see images/a.png), and (Cf. b.png) logs (see also Section 3).": (
+        "It forwards, and logs (see also Section 3).",
+        {IMAGE_PATH: 2},
+    ),
+    "网关（见images/架构.png）转发，日志(参见 b.png)在后（见第三节）。": (
+        "网关转发，日志在后（见第三节）。",
+        {IMAGE_PATH: 2},
+    ),
     "The plan (images/a.png) is good.": ("The plan is good.", {IMAGE_PATH: 1}),
     "It lies in raw_data, beside /srv/extracted_assets/.": ("It lies in, beside", {FOLDER: 2}),
     "图片保存在 raw_data/ 里": ("图片保存在 里", {FOLDER: 1}),

@@ -1,5 +1,7 @@
 """Bytes to text: what can be read is read right, what cannot is refused with the byte."""
 
+import random
+
 import pytest
 
 from qwen_grafts.recipes.clara.text_encodings import EncodingProblem, decode_text
@@ -25,6 +27,37 @@ def test_short_pieces_of_six_languages(language: str) -> None:
     for piece in pieces:
         content = piece.encode(encoding)
         assert decode_text(content) == (piece, "utf-8" if content.isascii() else encoding)
+
+
+EAST_ASIAN = {
+    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。人間は、理性と"
+    "良心とを授けられており、互いに同胞の精神をもって行動しなければならない。",
+    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 "
+    "양심을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다.",
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding"), [("ja", "euc_jp"), ("ja", "cp932"), ("ko", "cp949")], ids=["euc", "shift", "korean"]
+)
+def test_sentences_of_japanese_and_korean(language: str, encoding: str) -> None:
+    text = EAST_ASIAN[language]
+    for start in range(len(text) - 40):
+        for piece in (text[start : start + 40], f"# 1.\r\n{text[start:]} HTTP/2 (v3)"):
+            assert decode_text(piece.encode(encoding)) == (piece, encoding)
+    assert (
+        decode_text(text.encode("shift_jis" if encoding == "cp932" else encoding.replace("cp949", "euc_kr")))[0] == text
+    )
+
+
+def test_no_chinese_is_taken_for_japanese_or_korean() -> None:
+    """Rows of every length, of characters that EUC-KR reads as Hangul as often as any text has them."""
+    rng = random.Random(0)
+    common = [bytes((lead, trail)).decode("gb18030") for lead in range(0xB0, 0xD8) for trail in range(0xA1, 0xF0)]
+    for length in (19, 20, 21, 40, 200):
+        for _ in range(300):
+            text = "".join(rng.choices(common, k=length)) + "。"
+            assert decode_text(text.encode("gb18030")) == (text, "gb18030")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
