@@ -136,7 +136,7 @@ def test_graft_clara_and_take_a_role_out(command, tmp_path):
     code, _, err = command("graft", "clara", *words, out)
     assert (code, "already holds" in err) == (1, True)
     code, _, err = command("graft", "clara", *words, "--overwrite", "--graft-only", out)
-    assert (code, "names its bases on the Hub" in err) == (1, True)
+    assert (code, "names its base on the Hub" in err) == (1, True)
     code, text, err = command("export", "--model", out, "--role", "generator", role)
     assert code == 0, err
     assert f"Wrote {role}, a PEFT adapter." in text
