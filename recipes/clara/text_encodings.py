@@ -8,6 +8,10 @@ almost only capitals and signs, which stand alone there. A detector that knows d
 here: of pieces of 6 to 60 characters of six languages (`test_short_pieces_of_six_languages`) all are read right, by
 charset-normalizer 94 of 100 in Chinese and 23 to 46 of 100 in Western languages.
 
+Korean and Japanese files fit GB18030, too, or almost. They are told by what nearly every word of theirs has and other
+text has not: the commonest syllables of Korean, which are rare characters as GB18030 reads them, and the commonest
+hiragana. Some sentences have enough of these; what has not is read, or refused, as if there were no such files.
+
 Nothing is replaced without a word: bytes that fit no reading, or text that was begun in UTF-8 and goes on in something
 else, are refused.
 """
@@ -19,6 +23,7 @@ from contextlib import suppress
 UTF8 = "utf-8"
 GB18030 = "gb18030"
 WINDOWS_1252 = "cp1252"
+KOREAN, SHIFT_JIS, EUC_JP = "cp949", "cp932", "euc_jp"
 _MARKS = (  # the longer ones first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,6 +41,16 @@ _CHINESE_UTF8 = re.compile(rb"(?:[\xe3-\xe9\xef][\x80-\xbf]{2}){4}")
 _PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
 _SURELY_CHINESE = 4  # a row of German capitals looks like two
 _COMMON_LEAD = frozenset((*range(0xA1, 0xA4), *range(0xB0, 0xD8)))
+# Encoding -> what tells it. Of hiragana, those that are no letters of Korean alone (ㅋㅋ) in the other encoding.
+_HIRAGANA = re.compile("[のにはをたがでてとるなもられっすく]")
+_TELLING = {
+    KOREAN: re.compile("[이다는의에을를가고하기도로지은한인서사대자시어아리]"),
+    SHIFT_JIS: _HIRAGANA,
+    EUC_JP: _HIRAGANA,
+}
+# So many in a text, and such a part of what is not ASCII there.
+_FEWEST_TELLING, _LEAST_TELLING = 8, 0.1
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class EncodingProblem(ValueError):  # noqa: N818
@@ -76,16 +91,17 @@ def _decoded(data: bytes, declared: str | None) -> tuple[str, str]:
             return data.decode(encoding), encoding
         except (UnicodeError, LookupError):  # "hex" is a codec, but none of text
             pass
-    chinese = _chinese_pairs(data)
+    east_asian = _korean_or_japanese(data)
+    chinese = 0 if east_asian else _chinese_pairs(data)
     of_utf8 = sum(map(len, _UTF8_SEQUENCE.findall(data)))
     # By chance up to two thirds of the bytes of a few words of Chinese look like UTF-8, and few of a Western language.
-    is_mixed = of_utf8 > (0.8 if chinese else 0.1) * len(_HIGH.findall(data))
+    is_mixed = of_utf8 > (0.8 if chinese or east_asian else 0.1) * len(_HIGH.findall(data))
     if is_mixed or _CHINESE_UTF8.search(data):
         raise EncodingProblem(
             f"byte {first_fault} (0x{data[first_fault]:02x}) is no UTF-8, and {of_utf8} other bytes are: encodings are "
             "mixed"
         )
-    encoding = GB18030 if chinese else WINDOWS_1252
+    encoding = east_asian or (GB18030 if chinese else WINDOWS_1252)
     try:
         return data.decode(encoding), encoding
     except UnicodeDecodeError as error:
@@ -106,6 +122,19 @@ def _known(declared: str | None) -> str | None:
         return None
     # What cannot come after "declared": UTF-16 without a mark would not have let the declaration be read.
     return None if name.startswith(("utf", "unicode", "raw", "idna", "punycode")) else _DECLARED_AS.get(name, name)
+
+
+def _korean_or_japanese(data: bytes) -> str | None:
+    """The encoding that all bytes fit and that gives enough of what tells it."""
+    for encoding, telling in _TELLING.items():
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        found = len(telling.findall(text))
+        if found >= max(_FEWEST_TELLING, _LEAST_TELLING * len(_NOT_ASCII.findall(text))):
+            return encoding
+    return None
 
 
 def _chinese_pairs(data: bytes) -> int:
