@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
 
@@ -102,18 +102,40 @@ def image_key(path: str) -> str:
 
 
 def image_file(key: str, folder: Path) -> Path:
-    """Where the picture of a key lies, links followed; its name on the disk may be quoted or in decomposed letters.
+    """Where the picture of a key lies, links followed; its name on the disk may be quoted, in whole or in part, or in
+    decomposed letters.
 
     Raises:
         ImageProblem: there is none, or it lies outside the folder.
     """
-    for name in (key, quote(key), unicodedata.normalize("NFD", key)):
+    for name in (key, quote(key), unicodedata.normalize("NFD", key), *_quoted_in_part(key, folder)):
         try:
             return resolve_image_path(name, folder)
         except ImageProblem as problem:
             if problem.reason != MISSING:
                 raise
     raise ImageProblem(key, MISSING)
+
+
+def _quoted_in_part(key: str, folder: Path) -> Iterator[str]:
+    """Names on the disk that have this key, whatever of them is quoted."""
+    below = [PurePosixPath()]
+    for part in key.split("/"):
+        below = [
+            path / name for path in below for name in _names(folder / path) if name == part or _plain_name(name) == part
+        ]
+    yield from map(str, below)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _plain_name(name: str) -> str | None:
+    try:
+        return image_key(name)
+    except ValueError:  # means nothing as a path
+        return None
 
 
 def read_raw_knowledge(path: Path) -> Iterator[RawDocument]:

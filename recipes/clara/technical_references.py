@@ -37,10 +37,12 @@ _FOLLOWS_NAME = re.compile(r"\Z|[\s\"'`“”‘’«»」』》),.;:!?，。；
 _BEFORE_FOLDER = re.compile(rf"(?:{_ROOT}|{_NOT_WITHIN}{_PLAIN}[\\/])(?:{_PLAIN}[\\/])*\Z")
 _BEHIND_FOLDER = re.compile(rf"(?:[\\/]{_PLAIN})*[\\/]?")
 
-# Brackets that held a reference and nothing else but a word that leads to it.
-_SEE, _SEE_ZH = r"(?:(?:see(?: also)?|as in|shown in|cf)\b\.?)?", r"(?:[请請详詳参參]?[见見]|如)"
+# Words that only lead to a reference.
+_JOINS = r"(?:[\s,;:，、；：]|\b(?:also|and|or|in|at|on)\b|[和及与或])*"
+_LEADS = rf"(?:{_JOINS}(?:(?:see|cf|(?:as )?shown|refer to)\b\.?|[请详参可另]?[见看]|参[阅考照]|如))+{_JOINS}"
 _EMPTY_BRACKETS = re.compile(
-    rf"(?<!\w)\(\s*{_SEE}\s*[:,]?\s*\)|[（【]\s*{_SEE_ZH}?\s*[:：,，、]?\s*[）】]|\(\s*{_SEE_ZH}\s*\)"
+    rf"(?<![A-Za-z0-9_])\({_LEADS}\)|[（【]{_LEADS}[）】]"
+    r"|(?<!\w)\(\s*[:,]?\s*\)|[（【]\s*[:：,，、]?\s*[）】]"
     r"|(?P<quote>[\"'`])\s*(?P=quote)|“\s*”|‘\s*’|«\s*»|「\s*」|《\s*》",
     re.IGNORECASE,
 )

@@ -6,9 +6,11 @@ GB2312 and GBK, and Windows-1252, which holds Latin-1. The two are told apart by
 characters of Chinese text are of GB2312's first level (B0 to D7) or its punctuation (A1 to A3), where Western text has
 almost only capitals and signs, which stand alone there. A detector that knows dozens of encodings is the worse choice
 here: of pieces of 6 to 60 characters of six languages (`test_short_pieces_of_six_languages`) all are read right, by
-charset-normalizer 94 of 100 in Chinese and 23 to 46 of 100 in Western languages. Before these two are chosen between,
-Japanese and Korean are looked for by the letters that no other language has: kana in EUC-JP or Shift-JIS, Hangul in
-EUC-KR. A text of a few of them is too short to tell.
+charset-normalizer 94 of 100 in Chinese and 23 to 46 of 100 in Western languages.
+
+Korean and Japanese files fit GB18030, too, or almost. They are told by what nearly every word of theirs has and other
+text has not: the commonest syllables of Korean, which are rare characters as GB18030 reads them, and the commonest
+hiragana. Some sentences have enough of these; what has not is read, or refused, as if there were no such files.
 
 Nothing is replaced without a word: bytes that fit no reading, or text that was begun in UTF-8 and goes on in something
 else, are refused.
@@ -21,6 +23,7 @@ from contextlib import suppress
 UTF8 = "utf-8"
 GB18030 = "gb18030"
 WINDOWS_1252 = "cp1252"
+KOREAN, SHIFT_JIS, EUC_JP = "cp949", "cp932", "euc_jp"
 _MARKS = (  # the longer ones first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,16 +39,18 @@ _HIGH = re.compile(rb"[\x80-\xff]")
 # Four characters of Chinese in UTF-8. Chinese in GB18030 does not look like that for 12 bytes by chance.
 _CHINESE_UTF8 = re.compile(rb"(?:[\xe3-\xe9\xef][\x80-\xbf]{2}){4}")
 _PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
-# Encoding -> its own letters, how many there have to be, and their least share of all that are not ASCII.
-_OWN_LETTERS = {
-    "euc_jp": (re.compile("[\u3041-\u30ff]"), 8, 0.2),
-    "cp932": (re.compile("[\u3041-\u30ff]"), 8, 0.2),
-    # Three of five characters of Chinese in GB18030 look like Hangul in EUC-KR; twenty in a row do not.
-    "cp949": (re.compile("[\uac00-\ud7a3]"), 20, 0.9),
-}
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _SURELY_CHINESE = 4  # a row of German capitals looks like two
 _COMMON_LEAD = frozenset((*range(0xA1, 0xA4), *range(0xB0, 0xD8)))
+# Encoding -> what tells it. Of hiragana, those that are no letters of Korean alone (ㅋㅋ) in the other encoding.
+_HIRAGANA = re.compile("[のにはをたがでてとるなもられっすく]")
+_TELLING = {
+    KOREAN: re.compile("[이다는의에을를가고하기도로지은한인서사대자시어아리]"),
+    SHIFT_JIS: _HIRAGANA,
+    EUC_JP: _HIRAGANA,
+}
+# So many in a text, and such a part of what is not ASCII there.
+_FEWEST_TELLING, _LEAST_TELLING = 8, 0.1
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class EncodingProblem(ValueError):  # noqa: N818
@@ -86,19 +91,17 @@ def _decoded(data: bytes, declared: str | None) -> tuple[str, str]:
             return data.decode(encoding), encoding
         except (UnicodeError, LookupError):  # "hex" is a codec, but none of text
             pass
-    has_chinese_utf8 = _CHINESE_UTF8.search(data) is not None
-    if not has_chinese_utf8 and (read := _by_own_letters(data)):
-        return read
-    chinese = _chinese_pairs(data)
+    east_asian = _korean_or_japanese(data)
+    chinese = 0 if east_asian else _chinese_pairs(data)
     of_utf8 = sum(map(len, _UTF8_SEQUENCE.findall(data)))
     # By chance up to two thirds of the bytes of a few words of Chinese look like UTF-8, and few of a Western language.
-    is_mixed = of_utf8 > (0.8 if chinese else 0.1) * len(_HIGH.findall(data))
-    if is_mixed or has_chinese_utf8:
+    is_mixed = of_utf8 > (0.8 if chinese or east_asian else 0.1) * len(_HIGH.findall(data))
+    if is_mixed or _CHINESE_UTF8.search(data):
         raise EncodingProblem(
             f"byte {first_fault} (0x{data[first_fault]:02x}) is no UTF-8, and {of_utf8} other bytes are: encodings are "
             "mixed"
         )
-    encoding = GB18030 if chinese else WINDOWS_1252
+    encoding = east_asian or (GB18030 if chinese else WINDOWS_1252)
     try:
         return data.decode(encoding), encoding
     except UnicodeDecodeError as error:
@@ -121,14 +124,16 @@ def _known(declared: str | None) -> str | None:
     return None if name.startswith(("utf", "unicode", "raw", "idna", "punycode")) else _DECLARED_AS.get(name, name)
 
 
-def _by_own_letters(data: bytes) -> tuple[str, str] | None:
-    """Text and encoding of Japanese and Korean."""
-    for encoding, (letters, fewest, share) in _OWN_LETTERS.items():
-        with suppress(UnicodeDecodeError):
+def _korean_or_japanese(data: bytes) -> str | None:
+    """The encoding that all bytes fit and that gives enough of what tells it."""
+    for encoding, telling in _TELLING.items():
+        try:
             text = data.decode(encoding)
-            own = len(letters.findall(text))
-            if own >= fewest and own >= share * len(_NOT_ASCII.findall(text)):
-                return text, encoding
+        except UnicodeDecodeError:
+            continue
+        found = len(telling.findall(text))
+        if found >= max(_FEWEST_TELLING, _LEAST_TELLING * len(_NOT_ASCII.findall(text))):
+            return encoding
     return None
 
 

@@ -87,11 +87,16 @@ def test_markers_are_found_in_order() -> None:
 
 
 def test_where_the_picture_of_a_key_lies(tmp_path: Path) -> None:
-    for name in ("plain.png", "a%20b.png", "cafe\u0301.png"):
+    (tmp_path / "of%20a folder").mkdir()
+    names = ("plain.png", "a%20b.png", "cafe\u0301.png", "a%20b c.png", "c%20e\u0301 f.png", "of%20a folder/x y%25.png")
+    for name in names:
         CHINA.save(tmp_path / name)
         assert image_file(image_key(name), tmp_path) == tmp_path.resolve() / name
-    with pytest.raises(ImageProblem, match="missing"):
-        image_file("no.png", tmp_path)
+    for key in ("no.png", "nowhere/a b c.png", "plain.png/a b.png"):
+        with pytest.raises(ImageProblem, match="missing"):
+            image_file(key, tmp_path)
+    CHINA.save(tmp_path / "a b c.png")
+    assert image_file("a b c.png", tmp_path).name == "a b c.png", "the plainest"
     (tmp_path / "out.png").symlink_to("/etc/hostname")
     with pytest.raises(ImageProblem, match="outside"):
         image_file("out.png", tmp_path)

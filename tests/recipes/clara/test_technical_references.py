@@ -40,6 +40,15 @@ STRIPPED = {
     "The plan (images/a.png) is good.": ("The plan is good.", {IMAGE_PATH: 1}),
     "It lies in raw_data, beside /srv/extracted_assets/.": ("It lies in, beside", {FOLDER: 2}),
     "图片保存在 raw_data/ 里": ("图片保存在 里", {FOLDER: 1}),
+    "The plan (see images/a.png) is good.": ("The plan is good.", {IMAGE_PATH: 1}),
+    "The plan (See also: a.png, b.png and c.png).": ("The plan.", {IMAGE_PATH: 3}),
+    'As drawn (as shown in "a.png", cf. b.png).': ("As drawn.", {IMAGE_PATH: 2}),
+    "系统架构(见a.png)分为三层（详见 images/b.png 和 c.png）。": ("系统架构分为三层。", {IMAGE_PATH: 3}),
+    "架构（参见：[IMAGE_REF: 架构.png]）如下（见下文）": ("架构如下（见下文）", {MARKER: 1}),
+    "Read on (see page 3), call see(), sort(see) and look at a.png": (
+        "Read on (see page 3), call see(), sort(see) and look at",
+        {IMAGE_PATH: 1},
+    ),
     "call f(), then see a.png": ("call f(), then see", {IMAGE_PATH: 1}),
 }
 KEPT = [

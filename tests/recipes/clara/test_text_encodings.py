@@ -19,6 +19,21 @@ TEXTS = {
     "sv": "Alla människor är födda fria och lika i värde och rättigheter. De är utrustade med förnuft och samvete.",
 }
 
+# Articles 1 to 3.
+KOREAN = (
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 양심을 부여받"
+    "았으며 서로 형제애의 정신으로 행동하여야 한다.\n모든 사람은 인종, 피부색, 성, 언어, 종교, 정치적 또는 기타의"
+    " 견해, 민족적 또는 사회적 출신, 재산, 출생 또는 기타의 신분과 같은 어떠한 종류의 차별이 없이, 이 선언에 규정"
+    "된 모든 권리와 자유를 향유할 자격이 있다.\n모든 사람은 생명과 신체의 자유와 안전에 대한 권리를 가진다."
+)
+JAPANESE = (
+    "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。人間は、理性と良心とを授"
+    "けられており、互いに同胞の精神をもって行動しなければならない。\nすべて人は、人種、皮膚の色、性、言語、宗教、"
+    "政治上その他の意見、国民的若しくは社会的出身、財産、門地その他の地位又はこれに類するいかなる事由による差別を"
+    "も受けることなく、この宣言に掲げるすべての権利と自由とを享有することができる。\nすべて人は、生命、自由及び身"
+    "体の安全に対する権利を有する。"
+)
+
 
 @pytest.mark.parametrize("language", TEXTS)
 def test_short_pieces_of_six_languages(language: str) -> None:
@@ -27,27 +42,6 @@ def test_short_pieces_of_six_languages(language: str) -> None:
     for piece in pieces:
         content = piece.encode(encoding)
         assert decode_text(content) == (piece, "utf-8" if content.isascii() else encoding)
-
-
-EAST_ASIAN = {
-    "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。人間は、理性と"
-    "良心とを授けられており、互いに同胞の精神をもって行動しなければならない。",
-    "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 "
-    "양심을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다.",
-}
-
-
-@pytest.mark.parametrize(
-    ("language", "encoding"), [("ja", "euc_jp"), ("ja", "cp932"), ("ko", "cp949")], ids=["euc", "shift", "korean"]
-)
-def test_sentences_of_japanese_and_korean(language: str, encoding: str) -> None:
-    text = EAST_ASIAN[language]
-    for start in range(len(text) - 40):
-        for piece in (text[start : start + 40], f"# 1.\r\n{text[start:]} HTTP/2 (v3)"):
-            assert decode_text(piece.encode(encoding)) == (piece, encoding)
-    assert (
-        decode_text(text.encode("shift_jis" if encoding == "cp932" else encoding.replace("cp949", "euc_kr")))[0] == text
-    )
 
 
 def test_no_chinese_is_taken_for_japanese_or_korean() -> None:
@@ -68,6 +62,36 @@ def test_unicode(text: str, encoding: str) -> None:
 
 def test_big_endian() -> None:
     assert decode_text(b"\xfe\xff" + "架构".encode("utf-16-be")) == ("架构", "utf-16")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(KOREAN, "cp949"), (KOREAN, "euc-kr"), (JAPANESE, "shift_jis"), (JAPANESE, "euc_jp")]
+)
+def test_some_sentences_of_korean_and_japanese(text: str, encoding: str) -> None:
+    named = {"euc-kr": "cp949", "shift_jis": "cp932"}.get(encoding, encoding)
+    assert decode_text(text.encode(encoding)) == (text, named)
+    assert decode_text(f"Annex 1: {text.replace(chr(10), chr(13) + chr(10))}".encode(encoding))[1] == named
+    for start in range(len(text) - 80):
+        piece = text[start : start + 80]
+        assert decode_text(piece.encode(encoding)) == (piece, named)
+
+
+def test_what_only_looks_korean_or_japanese() -> None:
+    """Of GB18030 Japanese has the same bytes for hiragana as of EUC-JP, and letters of Korean have them, too."""
+    with pytest.raises(EncodingProblem):
+        decode_text(JAPANESE.encode("gb18030"))
+    chatty = KOREAN.replace(". ", " ㅋㅋㅋㅋㅋㅋㅋㅋㅋㅋㅎㅎㅎㅎㅎㅎㅠㅠㅠㅠㅠㅠ. ")
+    assert decode_text(chatty.encode("cp949")) == (chatty, "cp949")
+    with pytest.raises(EncodingProblem, match="mixed"):
+        decode_text(KOREAN.encode("cp949") + "架构设计如下".encode())
+
+
+def test_a_few_words_are_no_reason_to_guess() -> None:
+    """They are read as they always were, and what is cut within a character is not read as Korean."""
+    assert decode_text("안녕하세요".encode("cp949"))[1] == decode_text("日本語".encode("euc_jp"))[1] == "gb18030"
+    assert decode_text("日本語".encode("shift_jis"))[1] == "cp1252"
+    with pytest.raises(EncodingProblem, match="neither UTF-8 nor gb18030"):
+        decode_text(KOREAN.removesuffix(".").encode("cp949")[:-1])
 
 
 @pytest.mark.parametrize(
