@@ -3,8 +3,8 @@
     python benchmarks/clara_topics.py --seeds 0 1 2
 
 Every seed is what `qwen-grafts demo clara --seed SEED` trains and measures: other questions, other documents held out,
-other weights. A search by words, the untrained model, another document and no document stand beside. Each runs in a
-process of its own, on one thread, about twenty minutes of process time. Results are added to
+other weights. A search by words, the untrained model, one with random roles, another document and no document stand
+beside. Each runs in a process of its own, on one thread, about twenty minutes of process time. Results are added to
 `benchmarks/results/clara_topics.json` as they come; what is there already, of the same settings, stays.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from timing import measure_apart, write_results
 
 RESULTS = Path(__file__).parent / "results" / "clara_topics.json"
+TRAINED_SIZE = 0.05  # deviation of a role's second matrices after training
 
 
 def prepare(seed: int) -> tuple[list[Any], Any]:
@@ -61,6 +62,27 @@ def measure(seed: int) -> dict[str, Any]:
         }
 
 
+def measure_random_roles(seed: int) -> dict[str, dict[str, float]]:
+    """Retrieval of the untrained model with random terms in its roles, as large as trained ones, so that they differ.
+
+    What an untrained model finds beyond this it finds because questions and documents go through the same layers.
+    """
+    import torch
+
+    from qwen_grafts import ClaraQwen3ForCausalLM, demo_clara
+
+    documents, split = prepare(seed)
+    with tempfile.TemporaryDirectory() as name:
+        grafted = demo_clara.make_tiny(Path(name) / "grafted", documents, seed)
+        model = ClaraQwen3ForCausalLM.from_pretrained(grafted)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "role_up" in parameter_name:
+                    parameter.normal_(std=TRAINED_SIZE)
+        return demo_clara.measure_retrieval(model, documents, split)
+
+
 def show(runs: dict[str, dict[str, Any]]) -> None:
     """Print the table: mean over the seeds, and the lowest and highest."""
     from rich.console import Console
@@ -70,7 +92,8 @@ def show(runs: dict[str, dict[str, Any]]) -> None:
     table = Table(title=f"Mean of {len(seeds)} seeds (lowest to highest)", title_justify="left")
     for column in ("measured", "of", "way", "share, or nats"):
         table.add_column(column, justify="right" if column.startswith("share") else "left")
-    for measured in ("retrieval, words in common", "retrieval, untrained", "retrieval", "answers", "reconstruction"):
+    controls = ("retrieval, words in common", "retrieval, random roles", "retrieval, untrained")
+    for measured in (*controls, "retrieval", "answers", "reconstruction"):
         for kind, row in seeds[0][measured].items():
             for way in row:
                 if way != "rows":
@@ -101,7 +124,8 @@ def main() -> None:
         if str(seed) not in runs:
             print(f"seed {seed}", file=sys.stderr)
             runs[str(seed)] = measure_apart(__file__, str(seed))
-        # Nothing is trained for this, so it is found again for every seed.
+        # Nothing is trained for these, so they are found again for every seed.
+        runs[str(seed)]["retrieval, random roles"] = measure_random_roles(seed)
         runs[str(seed)]["retrieval, words in common"] = {"none": demo_clara.measure_word_search(*prepare(seed))}
         write_results(RESULTS, {"setting": setting, "runs": runs})
     show(runs)
