@@ -6,6 +6,7 @@ from pathlib import Path
 
 import docx
 from PIL import Image
+from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.styles import getSampleStyleSheet
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Image as PdfImage
@@ -33,7 +34,8 @@ def write_pdf(path: Path, *pages: list[str | Image.Image]) -> Path:
 
 
 def write_encrypted_pdf(path: Path, password: str) -> Path:
-    canvas = Canvas(str(path), encrypt=password)
+    """One that opens with a password, or with none if that is empty, but then forbids to change it."""
+    canvas = Canvas(str(path), encrypt=StandardEncryption(password, "of the owner", canModify=0))
     canvas.drawString(72, 700, "Nobody reads this.")
     canvas.save()
     return path

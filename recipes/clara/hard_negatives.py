@@ -83,7 +83,7 @@ def hard_negatives(
         for query, row in zip(open_ones, ranked, strict=True):
             found[query] = _without_the_answer(row, wanted[query], comparable_of, count)
         open_ones = np.array([query for query in open_ones if len(found[query]) < count], np.int64)
-        tried, depth = depth, min(4 * depth, available, max(DEEPEST, depth))
+        tried, depth = depth, min(4 * depth, available, DEEPEST)
     return found
 
 

@@ -136,8 +136,7 @@ def verify_pair(ask: Ask, question: str, answer: str, chunk: str, language: Lang
     if not verdict["correct"]:
         raise UnusableError(WRONG)
     quote = find_quotation(verdict["quote"], chunk)
-    # A text that says less than that is quoted as a whole.
-    if quote is None or content_letters(quote) < min(_FEWEST_QUOTED, content_letters(chunk)):
+    if quote is None or content_letters(quote) < _FEWEST_QUOTED:
         raise UnusableError(NO_QUOTATION)
     if not share_words(quote, f"{question} {answer}"):
         raise UnusableError(NO_QUOTATION, "it speaks of something else")
@@ -173,7 +172,9 @@ def check_paraphrase(text: Any, chunk: str, taken: Iterable[str]) -> str:
     if more := names_missing(text, facts):
         raise UnusableError(NAME_ADDED, ", ".join(sorted(more)))
     lost_numbers, lost_names = there - here, names_missing(facts, text)
-    if len(lost_numbers) > (1 - _KEPT_NUMBERS) * len(there) or len(lost_names) > (1 - _KEPT_NAMES) * len(names(facts)):
+    all_names = names(facts)
+    kept_numbers, kept_names = len(there) - len(lost_numbers), len(all_names) - len(lost_names)
+    if kept_numbers < _KEPT_NUMBERS * len(there) or kept_names < _KEPT_NAMES * len(all_names):
         raise UnusableError(FACT_LOST, ", ".join([*sorted(lost_numbers), *sorted(lost_names)]))
     return text
 

@@ -81,3 +81,30 @@ def test_a_writing_without_tokens_of_its_own_is_counted(store, bytes_tokenizer):
     # White space between two chunks is nobody's.
     assert 0 <= sum(len(text.encode()) for text in texts.values()) - chunks["tokens"] <= chunks["chunks"]
     assert made.usable.all(), "cut short, and kept"
+
+
+def test_a_mark_without_words_is_no_text(store, bytes_tokenizer):
+    made = store({"a": "[IMAGE DESCRIPTION] --", "b": "[IMAGE DESCRIPTION] A boat."}, bytes_tokenizer)
+    assert made.usable.tolist() == [False, True] and made.counts["dropped chunks"]["no words"] == 1
+
+
+def held_out(made: ChunkStore) -> set[str]:
+    return {made[chunk]["id"] for chunk in range(len(made)) if made.held_out[chunk]}
+
+
+def test_a_document_stays_on_its_side(store, bytes_tokenizer):
+    """Whatever order documents come in; another seed chooses others; a half is a half, and not all of them go."""
+    texts = {f"document {place}": f"The {word} stands alone." for place, word in enumerate(KNOWN[1:9])}
+    half = held_out(store(texts, bytes_tokenizer, eval_ratio=0.5))
+    assert len(half) == 4
+    assert held_out(store(dict(reversed(texts.items())), bytes_tokenizer, eval_ratio=0.5)) == half
+    assert len({frozenset(held_out(store(texts, bytes_tokenizer, eval_ratio=0.5, seed=seed))) for seed in range(4)}) > 1
+    assert len(held_out(store(texts, bytes_tokenizer, eval_ratio=0.99))) == 7
+    assert len(held_out(store(texts, bytes_tokenizer, eval_ratio=0.01))) == 1
+
+
+def test_what_cannot_be_asked_about_is_not_held_out(store, bytes_tokenizer):
+    texts = {f"empty {place}": "--" for place in range(20)} | {"a": "One boat.", "b": "Two boats.", "c": "A temple."}
+    made = store(texts, bytes_tokenizer, eval_ratio=0.4)
+    assert len(held_out(made)) == 1 == made.counts["chunks"]["documents held out"]
+    assert not {name for name in held_out(made) if name.startswith("empty")}

@@ -5,6 +5,10 @@ from pydoc_data.topics import topics
 
 import pytest
 import regex
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from qwen_grafts.processing import build_qwen_tokenizer
 from qwen_grafts.recipes.clara.chunking import chunk_text
@@ -81,6 +85,20 @@ def test_a_window_has_no_seam(tokenizers, monkeypatch):
     small = chunk_text(text, tokenizer, 64)
     check(text, small, tokenizer, 64)
     assert abs(len(small) - len(whole)) <= len(whole) // 50
+
+
+def test_a_window_may_hold_no_token_more_than_a_chunk(monkeypatch):
+    """Sixteen characters a token: as few as are looked at for each one."""
+    words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    monkeypatch.setattr("qwen_grafts.recipes.clara.chunking._WINDOW", 1)
+    chunks = chunk_text("abcdefghijklmno " * 100, tokenizer, 4)
+    assert chunks == ["abcdefghijklmno " * 3 + "abcdefghijklmno"] * 25
+
+
+def test_a_chunk_may_be_as_long_as_it_may_be(tokenizers):
+    assert chunk_text("aaaa bbbb cccc", tokenizers["bytes"], 9) == ["aaaa bbbb", "cccc"]
 
 
 def test_whole_sentences_where_they_fit(tokenizers):

@@ -212,6 +212,7 @@ def test_counts(whole: Path) -> None:
     without = sum(meta["left out of instruction and end_to_end"].values())
     assert later + without == left - meta["written"]["paraphrases"]
     assert meta["rows with fewer documents than asked for"] == {"instruction": 0, "end_to_end": 0}
+    assert sum(meta["languages"].values()) == left - meta["written"]["paraphrases"]
 
 
 def test_rows_are_read_as_splits(whole: Path, tmp_path: Path) -> None:
@@ -302,6 +303,8 @@ def test_a_failing_endpoint_loses_nothing(write, tmp_path: Path, whole: Path) ->
         with pytest.raises(EndpointError, match="400"):
             write(rows, server)
         assert (rows / "work").exists()
+        with pytest.raises(ValueError, match="asked for otherwise: seed was 3 and is 4"):
+            write(rows, server, seed=4)
         write(rows, server)
         failed = next(call.digest for call in server.chats if call.fault)
         counts = Counter(call.digest for call in server.chats if call.fault is None)
@@ -361,6 +364,76 @@ def test_embeddings_of_the_endpoint(write, tmp_path: Path, whole: Path) -> None:
     assert rows_of(rows, "end_to_end") != rows_of(whole, "end_to_end")
 
 
+def write_texts(folder: Path, texts: dict[str, str]) -> Path:
+    """A knowledge folder of these documents."""
+    folder.mkdir()
+    documents = [{"id": name, "source_type": "text", "text": text} for name, text in texts.items()]
+    write_lines(folder / "raw_knowledge.jsonl", documents)
+    return folder
+
+
+def test_a_question_that_comes_again(write, tmp_path: Path) -> None:
+    """In a document it is asked once; of several ones the first has it, and no search; what points is everybody's."""
+    alone, points, own = "How many workers has the hall?", "How many does it return?", "Where is the lighthouse?"
+    answers = {alone: "four workers", points: "nine calls", own: "northern shore"}
+    texts = {
+        "a": "In the hall there are four workers, nine calls.\n\nOutside of it four workers may rest.",
+        "b": "Another tower has four workers and nine calls.",
+        "c": "The lighthouse stands on the northern shore.",
+    }
+
+    def script(request) -> str:
+        if "stands_alone" in request.question:
+            question = next(question for question in answers if question in request.question)
+            judged = {"answerable": True, "correct": True, "stands_alone": question != points}
+            return json.dumps(judged | {"quote": answers[question]})
+        text = sentence_writer.text_of(request)
+        pairs = [{"question": question, "answer": answer} for question, answer in answers.items() if answer in text]
+        return json.dumps({"pairs": pairs})
+
+    source = write_texts(tmp_path / "source", texts)
+    with ScriptedEndpoint(script) as server:
+        writing = WritingSettings(3, 0, max_rounds=1)
+        meta = write(tmp_path / "rows", server, source, eval_ratio=0.0, doc_max_length=50, writing=writing)
+    assert meta["chunks"]["chunks to use"] == 4
+    assert [row["question"] for row in rows_of(tmp_path / "rows", "compression")["train"]] == [
+        [alone, points],
+        [points],
+        [own],
+    ]
+    assert [row["question"] for row in rows_of(tmp_path / "rows", "end_to_end")["train"]] == [own]
+    assert meta["dropped"]["asked twice of a document"] == meta["dropped"]["asked of another document before"] == 1
+    assert meta["left out of instruction and end_to_end"] == {
+        "asked of several documents": 1,
+        "does not stand alone": 2,
+    }
+
+
+def test_negatives_are_like_question_and_document(write, tmp_path: Path) -> None:
+    """The nearest to the question alone comes behind what is like the right document, too."""
+    texts = {
+        "right": "Aurora accepts calls. Its tower of red granite stands behind the old harbour, beside the mill.",
+        "like it": "A tower of red granite stands behind the old harbour, and a mill was built there by hand.",
+        "like the question": "How fast a gateway is, how often it fails and what comes next is for others to say.",
+        "far": "Ships pass by the island in the north, where nobody lives and only birds are seen.",
+    }
+
+    def script(request) -> str:
+        if "stands_alone" in request.question:
+            return json.dumps({"answerable": True, "correct": True, "stands_alone": True, "quote": "accepts calls"})
+        asked = [{"question": "How fast and how often does Aurora accept what comes?", "answer": "It accepts calls."}]
+        return json.dumps({"pairs": asked if texts["right"] in request.question else []})
+
+    source = write_texts(tmp_path / "source", texts)
+    with ScriptedEndpoint(script) as server:
+        writing = WritingSettings(1, 0, max_rounds=1)
+        write(tmp_path / "rows", server, source, eval_ratio=0.0, instruction_docs=2, target_top_k=3, writing=writing)
+    (row,) = rows_of(tmp_path / "rows", "instruction")["train"]
+    assert set(row["docs"]) == {texts["right"], texts["like it"]}
+    (row,) = rows_of(tmp_path / "rows", "end_to_end")["train"]
+    assert set(row["docs"]) == {texts[name] for name in ("right", "like it", "like the question")}
+
+
 def test_what_answers_a_question_is_no_wrong_document(write, tmp_path: Path) -> None:
     """Neither a text with the answer and without the quotation, nor one with the quotation and without the answer."""
     texts = {
@@ -382,10 +455,7 @@ def test_what_answers_a_question_is_no_wrong_document(write, tmp_path: Path) -> 
         pairs = [{"question": question, "answer": answer} for question, answer in asked.items()]
         return json.dumps({"pairs": pairs if texts["right"] in request.question else []})
 
-    source = tmp_path / "source"
-    source.mkdir()
-    documents = [{"id": name, "source_type": "text", "text": text} for name, text in texts.items()]
-    write_lines(source / "raw_knowledge.jsonl", documents)
+    source = write_texts(tmp_path / "source", texts)
     with ScriptedEndpoint(script) as server:
         writing = WritingSettings(2, 0, max_rounds=1)
         write(tmp_path / "rows", server, source, eval_ratio=0.0, writing=writing)

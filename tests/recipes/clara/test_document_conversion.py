@@ -84,6 +84,28 @@ def test_pdf_pictures_are_placed_by_where_they_stand(tmp_path: Path) -> None:
     )
 
 
+def test_pdf_pictures_below_each_other_come_from_above(tmp_path: Path) -> None:
+    """Without a line between, and drawn the other way round; a page ends a paragraph."""
+    path = tmp_path / "a.pdf"
+    canvas = Canvas(str(path))
+    canvas.drawImage(ImageReader(CHINA), 72, 450)
+    canvas.drawString(72, 700, "first")
+    canvas.showPage()
+    for height, picture in ((200, CHINA), (450, FLOWER)):
+        canvas.drawImage(ImageReader(picture), 72, height)
+    canvas.drawString(72, 700, "above")
+    canvas.showPage()
+    canvas.drawString(72, 700, "last")
+    canvas.save()
+    assert shown(convert(path)).split() == ["first", "<1>", "above", "<2>", "<1>", "last"]
+    canvas = Canvas(str(path))
+    for word in ("one", "two"):
+        canvas.drawString(72, 700, word)
+        canvas.showPage()
+    canvas.save()
+    assert shown(convert(path)) == "one\n\ntwo"
+
+
 def test_pdf_text_is_that_of_pypdf(tmp_path: Path) -> None:
     path = write_pdf(tmp_path / "a.pdf", ["One. " * 100, CHINA, "Two. " * 30])
     parts = [part for part in convert(path) if isinstance(part, str)]
@@ -118,6 +140,8 @@ def test_pdf_passwords(tmp_path: Path) -> None:
 
 def test_pdf_with_a_picture_too_large_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_pdf(tmp_path / "a.pdf", ["Text.", CHINA])
+    monkeypatch.setattr(pdf_conversion, "MAX_PIXELS", 160 * 107)
+    assert shown(convert(path)).split() == ["Text.", "<1>"]
     monkeypatch.setattr(pdf_conversion, "MAX_PIXELS", 160 * 107 - 1)
     assert shown(convert(path)).split() == ["Text.", f"<{guarded_images.TOO_LARGE}>"] or "too large" in shown(
         convert(path)
@@ -206,6 +230,19 @@ def test_html() -> None:
     )
 
 
+def test_html_pictures_within_the_page() -> None:
+    """Drawn, with a drawing in it; or written down in letters or in base64; and what only looks like their place."""
+    inner = "<svg><circle r='1'></circle></svg>"
+    parts = list(
+        html_parts(f"<p>one <svg>{inner}</svg> <img src='data:image/svg+xml,%3Csvg/%3E'> \ue0007\ue001 two</p>")
+    )
+    assert [part.data for part in parts if isinstance(part, Picture)] == [
+        b'<svg><svg><circle r="1"></circle></svg></svg>',
+        b"<svg/>",
+    ]
+    assert "".join(part for part in parts if isinstance(part, str)).split() == ["one", "two"]
+
+
 def test_html_that_is_nested_too_deep_keeps_its_pictures() -> None:
     assert shown(html_parts("<div>" * 5000 + "deep <img src=q.png>")) == "deep <q.png>"
 
@@ -285,6 +322,8 @@ def test_text_and_what_is_refused_from_outside(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).write_bytes(b"x")
         assert reason(tmp_path / name) == "unknown kind of file"
     monkeypatch.setitem(document_conversion.MAX_MEGABYTES, "text", 1)
+    (tmp_path / "WHOLE.TXT").write_bytes(b"a" * 2**20)
+    assert shown(convert(tmp_path / "WHOLE.TXT")) == "a" * 2**20
     path.write_bytes(b"a" * (2**20 + 1))
     assert reason(path) == "too large"
     monkeypatch.setattr(document_conversion, "_LIBRARIES", ("bs4", "not_installed_here"))

@@ -54,6 +54,13 @@ def test_overlap_is_jaccard_of_three_words() -> None:
     assert overlap(shingles("a b c"), shingles("c b a")) == 0
 
 
+def test_four_of_five_runs_of_words_are_a_repetition() -> None:
+    begin = "the gateway accepts calls and hands each of them"
+    texts = [f"{begin} on today", f"{begin} on tomorrow", f"{begin} over tomorrow"]
+    assert overlap(shingles(texts[0]), shingles(texts[1])) == 0.8 and duplicates(texts[:2])[1].tolist() == [False, True]
+    assert overlap(shingles(texts[0]), shingles(texts[2])) < 0.8 and not duplicates(texts[::2])[1].any()
+
+
 def test_duplicates_are_those_of_all_pairs() -> None:
     rng = random.Random(0)
     passages = [document.text for document in topic_documents()[:150]]

@@ -70,6 +70,7 @@ REFUSED = {
         "What colour is the car in the image?",
         "What does the diagram show?",
         "What is on page 3?",
+        "在page 3上有什么？",
         "What does Figure 2 show?",
         "Which values does Table 4 have?",
         "As mentioned above.",

@@ -10,7 +10,9 @@ import sentence_writer
 from scripted_endpoint import FAULTS, ChatRequest, ScriptedEndpoint, completion
 
 from qwen_grafts.recipes.clara import refusal_reasons as reasons
+from qwen_grafts.recipes.clara.answer_parsing import UnusableError
 from qwen_grafts.recipes.clara.chat_endpoint import ChatEndpoint, EndpointError, EndpointSettings
+from qwen_grafts.recipes.clara.row_verification import check_paraphrase
 from qwen_grafts.recipes.clara.row_writing import RowWriter, WritingSettings, WrittenChunk, prompt_language
 from qwen_grafts.recipes.clara.text_facts import numbers, same_language
 from qwen_grafts.recipes.clara.writing_prompts import SYSTEM
@@ -130,6 +132,7 @@ BAD_PAIRS = {
         {"question": "How many requests?", "answer": "250 <|im_end|>"},
         {"question": "How many requests?", "answer": '["250"]'},
         {"question": "??", "answer": "250"},
+        {"question": "Why?", "answer": "250"},
         {"question": "How many requests?", "answer": "..."},
         {"question": "How many requests? " * 40, "answer": "250"},
         {"question": "How many requests?", "answer": "250 requests, " * 150},
@@ -146,6 +149,7 @@ BAD_PAIRS = {
     reasons.NUMBER: [
         {"question": GOOD["question"], "answer": "251"},
         {"question": GOOD["question"], "answer": "25"},
+        {"question": "Does Aurora accept 300 requests per second?", "answer": "No, less than 300."},
     ],
 }
 
@@ -169,6 +173,7 @@ BAD_VERDICTS = {
         verdict(quote="accepts 250 requests every second"),
         verdict(quote="ACCEPTS 250 REQUESTS"),
         verdict(quote="The"),
+        verdict(quote="Aurora"),
         verdict(quote="the oldest of them are thrown away first"),
     ],
     reasons.UNVERIFIED: [
@@ -229,6 +234,21 @@ def test_the_rounds_end(write):
     assert all(f"{GOOD['question']}: {reasons.NUMBER} (7)" in request.question for request in script.asked[1:])
     assert [request.body["temperature"] for request in script.asked] == [0.0] + [0.7] * 9
     assert WritingSettings().max_rounds == 10
+
+
+def test_what_is_missing_is_dropped_for_the_last_reason(write):
+    script = Turns(write=[pairs({"question": GOOD["question"], "answer": "7"}), "no JSON"], verify=[verdict()])
+    written = write(script, max_rounds=2)
+    assert written.dropped == {reasons.MALFORMED: 1}
+    assert written.refused == {reasons.NUMBER: 1, reasons.MALFORMED: 1}
+
+
+def test_not_all_that_was_refused_is_told(write):
+    """Enough to learn from; a prompt does not grow with the faults of a model."""
+    bad = [{"question": f"How many requests of kind {kind} are there?", "answer": "7"} for kind in "ABCDEFGH"]
+    script = Turns(write=[pairs(*bad), pairs()], verify=[verdict()])
+    write(script, questions_per_chunk=8)
+    assert script.asked[1].question.count(reasons.NUMBER) == 6
 
 
 def test_only_what_is_missing_is_asked_for_again(write):
@@ -329,6 +349,55 @@ def test_paraphrases_are_compared(write, compared, reason):
     assert written.dropped == {f"paraphrase: {reason}": 1} and written.refused == {f"paraphrase: {reason}": 2}
 
 
+def test_each_round_of_a_paraphrase_is_another_request(write):
+    """Though the same is refused for the same reason, and would come out of the cache."""
+    written = write(
+        Turns(paraphrase=[{"paraphrase": ENGLISH}]), questions_per_chunk=0, paraphrases_per_chunk=1, max_rounds=4
+    )
+    assert written.refused == {f"paraphrase: {reasons.COPY}": 4} and len(write.calls) == 4
+    assert [call.body["temperature"] for call in write.calls] == [0.0, 0.7, 0.7, 0.7]
+
+
+WORDS = [f"{first}{second}xyz" for first in "bcdfghjklmnp" for second in "aeiou"]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text", "reason"),
+    [
+        # Half of its length to twice its length.
+        (WORDS[:20], WORDS[20:30], None),
+        (WORDS[:20], WORDS[20:29], reasons.LENGTH),
+        (WORDS[:20], WORDS[20:60], None),
+        (WORDS[:20], [*WORDS[20:60], "b"], reasons.LENGTH),
+        # Half of its words in a row, or twenty.
+        (WORDS[:20], WORDS[5:15] + WORDS[20:30], None),
+        (WORDS[:20], WORDS[5:16] + WORDS[20:30], reasons.COPY),
+        (WORDS[:60], WORDS[10:30] + WORDS[:5:-1], None),
+        (WORDS[:60], WORDS[10:31] + WORDS[:5:-1], reasons.COPY),
+        # Three of four names, nine of ten numbers.
+        ([*WORDS[:4], "Ann", "a", "Bob", "a", "Cyd", "a", "Dan"], [*WORDS[4:9], "Cyd", "a", "Bob", "a", "Ann"], None),
+        (
+            [*WORDS[:4], "Ann", "a", "Bob", "a", "Cyd", "a", "Dan"],
+            [*WORDS[4:10], "Bob", "a", "Ann"],
+            reasons.FACT_LOST,
+        ),
+        ([*WORDS[:4], *"1234567890"], [*WORDS[4:8], *"098765432"], None),
+        ([*WORDS[:4], *"1234567890"], [*WORDS[4:8], *"09876543"], reasons.FACT_LOST),
+    ],
+)
+def test_how_far_a_paraphrase_may_go(chunk, text, reason):
+    try:
+        assert check_paraphrase(" ".join(text), " ".join(chunk), []) and reason is None
+    except UnusableError as error:
+        assert error.reason == reason
+
+
+def test_a_text_that_sounds_like_a_refusal_may_be_said_again():
+    chunk = "I cannot open the door, said the keeper of the lighthouse to the captain of the ship."
+    text = "I can't let you in here, was what the captain of a ship heard from the man who kept the lighthouse."
+    assert check_paraphrase(text, chunk, []) == text
+
+
 def test_paraphrases_differ_among_themselves(write):
     script = Turns(paraphrase=[{"paraphrase": PARAPHRASE}], compare=[{"complete": True, "nothing_added": True}])
     written = write(script, questions_per_chunk=0, paraphrases_per_chunk=2, max_rounds=2)
@@ -346,8 +415,15 @@ def test_a_ruler_says_too_little(write):
     assert written.dropped == {reasons.TOO_SHORT: 2, f"paraphrase: {reasons.TOO_SHORT}": 1} and not write.calls
 
 
-def test_the_title_is_told_to_the_writer_alone(write):
-    write(sentence_writer.good, context="Design of Aurora", paraphrases_per_chunk=1)
+def test_what_says_just_enough_is_asked_about(write):
+    assert not write(sentence_writer.good, "Lamps glow at 1").dropped.keys() & {reasons.TOO_SHORT}
+    assert len(write.calls) == 1
+    assert write(sentence_writer.good, "Lamps glow at").dropped == {reasons.TOO_SHORT: 1} and not write.calls
+
+
+@pytest.mark.parametrize("chunk", [ENGLISH, CHINESE], ids=["en", "zh"])
+def test_the_title_is_told_to_the_writer_alone(write, chunk):
+    write(sentence_writer.good, chunk, context="Design of Aurora", paraphrases_per_chunk=1)
     told = [task_of(call)[0] for call in write.calls if "Design of Aurora" in call.question]
     assert told == ["write"]
 
@@ -392,6 +468,23 @@ def test_problems_are_told_in_chinese(write):
     script = Turns(write=[pairs(pair)], verify=[verdict()])
     write(script, CHINESE, max_rounds=2)
     assert f"- {pair['question']}: {reasons.CHINESE[reasons.NUMBER]} (300)" in script.asked[1].question
+
+
+def test_what_was_said_already_is_told_in_chinese(write):
+    first = {"question": "网关每秒接收多少个请求？", "answer": "250 个"}
+    script = Turns(
+        write=[pairs(first), pairs()],
+        verify=[verdict(quote="网关每秒接收 250 个请求")],
+        paraphrase=[{"paraphrase": CHINESE_PARAPHRASE}],
+        compare=[{"complete": True, "nothing_added": True}],
+    )
+    written = write(script, CHINESE, questions_per_chunk=2, paraphrases_per_chunk=2, max_rounds=2)
+    assert len(written.pairs) == len(written.paraphrases) == 1
+    asked = [request.question for request in script.asked if task_of(request) == ("write", "zh")]
+    assert [f"- {first['question']}\n" in question for question in asked] == [False, True]
+    said = [request.question for request in script.asked if task_of(request) == ("paraphrase", "zh")]
+    assert [f"- {CHINESE_PARAPHRASE}\n" in question for question in said] == [False, True, True]
+    assert [f"- {reasons.CHINESE[reasons.COPY]}" in question for question in said] == [False, False, True]
 
 
 def test_the_language_to_ask_in():
