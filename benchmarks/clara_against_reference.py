@@ -50,13 +50,17 @@ def build() -> tuple[ClaraQwen3ForCausalLM, list[str], list[str]]:
         "max_position_embeddings": 2048,
     }
     model, _ = make_random(texts, 0, text=text, doc_max_length=LENGTH, compression_rates=[RATE])
-    model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "role_up" in name:
-                parameter.normal_(std=0.02)
+    fill_roles(model.eval(), 0.02)
     documents = texts[:: len(texts) // DOCUMENTS][:DOCUMENTS]
     return model, documents, [f"Where is it said: {text[:60]}?" for text in documents[:QUERIES]]
+
+
+@torch.no_grad()
+def fill_roles(model: ClaraQwen3ForCausalLM, std: float) -> None:
+    """Give all roles random terms; those of a new model are nothing."""
+    for name, parameter in model.named_parameters():
+        if "role_up" in name:
+            parameter.normal_(std=std)
 
 
 @torch.inference_mode()

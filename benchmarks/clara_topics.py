@@ -62,24 +62,21 @@ def measure(seed: int) -> dict[str, Any]:
         }
 
 
-def measure_random_roles(seed: int) -> dict[str, dict[str, float]]:
+def measure_random_roles(seed: int, documents: list[Any], split: Any) -> dict[str, dict[str, float]]:
     """Retrieval of the untrained model with random terms in its roles, as large as trained ones, so that they differ.
 
     What an untrained model finds beyond this it finds because questions and documents go through the same layers.
     """
     import torch
+    from clara_against_reference import fill_roles
 
     from qwen_grafts import ClaraQwen3ForCausalLM, demo_clara
 
-    documents, split = prepare(seed)
     with tempfile.TemporaryDirectory() as name:
         grafted = demo_clara.make_tiny(Path(name) / "grafted", documents, seed)
         model = ClaraQwen3ForCausalLM.from_pretrained(grafted)
         torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if "role_up" in parameter_name:
-                    parameter.normal_(std=TRAINED_SIZE)
+        fill_roles(model, TRAINED_SIZE)
         return demo_clara.measure_retrieval(model, documents, split)
 
 
@@ -125,8 +122,9 @@ def main() -> None:
             print(f"seed {seed}", file=sys.stderr)
             runs[str(seed)] = measure_apart(__file__, str(seed))
         # Nothing is trained for these, so they are found again for every seed.
-        runs[str(seed)]["retrieval, random roles"] = measure_random_roles(seed)
-        runs[str(seed)]["retrieval, words in common"] = {"none": demo_clara.measure_word_search(*prepare(seed))}
+        documents, split = prepare(seed)
+        runs[str(seed)]["retrieval, random roles"] = measure_random_roles(seed, documents, split)
+        runs[str(seed)]["retrieval, words in common"] = {"none": demo_clara.measure_word_search(documents, split)}
         write_results(RESULTS, {"setting": setting, "runs": runs})
     show(runs)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from .strict_loading import HUB_ARGUMENTS
+from .strict_loading import hub_arguments
 
 # What a base may not differ in: names of the towers' and the language models' configurations.
 SHAPES = (
@@ -67,7 +67,7 @@ class GraftOnlyLoadingMixin:
         Raises:
             ValueError: the bases do not fit the stored graft, or an argument that a graft-only repository cannot take.
         """
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        hub = hub_arguments(kwargs)
         stored = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
         if not stored.graft_only:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)

@@ -47,7 +47,7 @@ from .loop_lora import LoopLinear, LoopQwen2DecoderLayer, LoopQwen3DecoderLayer
 from .qwen_checkpoint import read_generation_config, read_language_config, read_language_tensors
 from .recurrence import Halting, HaltingHead, Recurrence, SegmentEnds, padding_of
 from .recursive_cache import CoreCache, RecursiveCache
-from .strict_loading import HUB_ARGUMENTS
+from .strict_loading import hub_arguments
 
 STOCK_LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
 FUSED_ATTENTION = {"qwen2": FusedQwen2Attention, "qwen3": FusedQwen3Attention}
@@ -107,8 +107,9 @@ class RecursiveQwenPreTrainedModel(GraftPreTrainedModel):
             ValueError: tensor parallelism of a model whose cycles have low-rank terms of their own.
         """
         if splits_linears(kwargs):
-            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-            config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+            config = kwargs.get("config") or cls.config_class.from_pretrained(
+                pretrained_model_name_or_path, **hub_arguments(kwargs)
+            )
             if config.loop_lora_rank:
                 raise ValueError(NOT_SPLIT)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

@@ -1,9 +1,14 @@
 """Loading that never invents and never drops a weight without a word."""
 
+from collections.abc import Mapping
 from typing import Any
 
-# Of `from_pretrained`, what says where a configuration or another file is to be found.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of `from_pretrained`, those that say where a configuration or another file is to be found."""
+    return {name: arguments[name] for name in _HUB_ARGUMENTS if arguments.get(name) is not None}
 
 
 class StrictLoadingMixin:
@@ -56,4 +61,4 @@ class StrictLoadingMixin:
         return (model, info) if output_loading_info else model
 
 
-__all__ = ["HUB_ARGUMENTS", "StrictLoadingMixin"]
+__all__ = ["StrictLoadingMixin", "hub_arguments"]

@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,39 +252,42 @@ def measure_retrieval(
     model: ClaraQwen3ForCausalLM, documents: Sequence[TopicDocument], split: TopicSplit
 ) -> dict[str, dict[str, float]]:
     """Rate -> recall@1 and @5 among all documents, of held-out questions about known and about new documents."""
-    texts, place = [document.text for document in documents], {document.id: i for i, document in enumerate(documents)}
-    found = {}
-    for rate in RATES:
+    texts = [document.text for document in documents]
+
+    def at(rate: int) -> dict[str, float]:
         latents = model.compress(texts, compression_rate=rate)
-        found[str(rate)] = {}
-        for name, questions in (("known", split.new_questions[:MEASURED]), ("new", split.new_documents[:MEASURED])):
-            asked = [question.question for question in questions]
-            best = model.retrieve(asked, latents, top_k=5, compression_rate=rate).indices
-            right = best == torch.tensor([[place[question.document]] for question in questions])
-            found[str(rate)] |= _recall(right, name)
-    return found
+        return _recall(
+            documents, split, lambda asked: model.retrieve(asked, latents, top_k=5, compression_rate=rate).indices
+        )
+
+    return {str(rate): at(rate) for rate in RATES}
 
 
 def measure_word_search(documents: Sequence[TopicDocument], split: TopicSplit) -> dict[str, float]:
     """The same measures of a search by words in common (TF-IDF), as questions quote documents."""
-    place = {document.id: i for i, document in enumerate(documents)}
     vectorizer = TfidfVectorizer(token_pattern=r"\S+")
     weights = vectorizer.fit_transform(" ".join(bare_words(document.text)) for document in documents)
+
+    def search(asked: Sequence[str]) -> torch.Tensor:
+        words = vectorizer.transform(" ".join(bare_words(question)) for question in asked)
+        return torch.from_numpy((words @ weights.T).toarray()).topk(5).indices
+
+    return _recall(documents, split, search)
+
+
+def _recall(
+    documents: Sequence[TopicDocument], split: TopicSplit, search: Callable[[Sequence[str]], torch.Tensor]
+) -> dict[str, float]:
+    """recall@1 and @5 of a search, which gives the places (questions, 5) of the best documents."""
+    place = {document.id: i for i, document in enumerate(documents)}
     found = {}
     for name, questions in (("known", split.new_questions[:MEASURED]), ("new", split.new_documents[:MEASURED])):
-        asked = vectorizer.transform(" ".join(bare_words(question.question)) for question in questions)
-        best = torch.from_numpy((asked @ weights.T).toarray()).topk(5).indices
-        right = best == torch.tensor([[place[question.document]] for question in questions])
-        found |= _recall(right, name)
+        right = search([question.question for question in questions]) == torch.tensor(
+            [[place[question.document]] for question in questions]
+        )
+        found[f"recall@1, {name} documents"] = right[:, 0].float().mean().item()
+        found[f"recall@5, {name} documents"] = right.any(dim=1).float().mean().item()
     return found
-
-
-def _recall(right: torch.Tensor, name: str) -> dict[str, float]:
-    """Of (questions, 5) whether each found document is the right one."""
-    return {
-        f"recall@1, {name} documents": right[:, 0].float().mean().item(),
-        f"recall@5, {name} documents": right.any(dim=1).float().mean().item(),
-    }
 
 
 def measure_answers(model: ClaraQwen3ForCausalLM, split: TopicSplit) -> dict[str, dict[str, float]]:

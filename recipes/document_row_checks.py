@@ -122,7 +122,7 @@ def _text(row: dict[str, Any], name: str, if_empty: str) -> str:
     if name not in row:
         raise RefusalError(MISSING, f"`{name}` is missing")
     value = row[name]
-    parsed = _parsed(value)
+    parsed = parsed_json(value)
     if not isinstance(value, str) or isinstance(parsed, dict) or _is_texts(parsed):
         raise RefusalError(MALFORMED, f"`{name}` must be text, not {_kind(parsed)}")
     return _checked(value, name, if_empty)
@@ -132,7 +132,7 @@ def _texts(row: dict[str, Any], name: str, if_empty: str) -> list[str]:
     """At least one text, none of them empty."""
     if name not in row:
         raise RefusalError(MISSING, f"`{name}` is missing")
-    values = _parsed(row[name])
+    values = parsed_json(row[name])
     if not isinstance(values, list):
         raise RefusalError(MALFORMED, f"`{name}` must be a list of texts, not {_kind(values)}")
     if not values:
@@ -153,7 +153,7 @@ def _checked(text: str, name: str, if_empty: str) -> str:
 
 
 def _positions(value: Any, documents: int) -> list[int]:
-    values = _parsed(value)
+    values = parsed_json(value)
     if not isinstance(values, list):
         raise RefusalError(MALFORMED, f"`pos_index` must be a list of integers, not {value}")
     for index, position in enumerate(values):
@@ -168,7 +168,7 @@ def _positions(value: Any, documents: int) -> list[int]:
     return values
 
 
-def _parsed(value: Any) -> Any:
+def parsed_json(value: Any) -> Any:
     """What a text is as JSON, if it is a list or an object; files of text are read that way."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
@@ -200,4 +200,5 @@ __all__ = [
     "WRONG_POSITIVE",
     "DocumentRowCheck",
     "Stage",
+    "parsed_json",
 ]

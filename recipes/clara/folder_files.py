@@ -26,6 +26,7 @@ from .file_problems import (
     UNREADABLE,
     FileProblem,
 )
+from .raw_knowledge import parts_within
 
 _REMOTE = re.compile(r"//|(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", re.IGNORECASE)  # of one letter is a drive
 
@@ -133,14 +134,9 @@ def _beside(document: str, link: str) -> str:
     written = PureWindowsPath(link)  # reads both kinds of slash
     if written.drive or written.root or link.lower().startswith("file:"):
         raise FileProblem(OUTSIDE, "an absolute path")
-    parts = list(PurePosixPath(document).parent.parts)
-    for part in written.parts:
-        if part != "..":
-            parts.append(part)
-        elif parts:
-            parts.pop()
-        else:
-            raise FileProblem(OUTSIDE)
+    parts = parts_within(PurePosixPath(document).parent.parts + written.parts)
+    if parts is None:
+        raise FileProblem(OUTSIDE)
     return "/".join(parts)
 
 

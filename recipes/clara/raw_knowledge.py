@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, get_args
@@ -88,17 +88,25 @@ def image_key(path: str) -> str:
     windows = PureWindowsPath(key)  # reads both kinds of slash
     if windows.drive or windows.root or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", key):
         raise ValueError(f"{path.strip()!r} is absolute; name pictures relative to the knowledge folder")
-    parts: list[str] = []
-    for part in windows.parts:
-        if part != "..":
-            parts.append(part)
-        elif parts:
-            parts.pop()
-        else:
-            raise ValueError(f"{path.strip()!r} leads out of the knowledge folder; put a copy of the picture into it")
+    parts = parts_within(windows.parts)
+    if parts is None:
+        raise ValueError(f"{path.strip()!r} leads out of the knowledge folder; put a copy of the picture into it")
     if not parts or not key.isprintable():
         raise ValueError(f"{path.strip()!r} names no picture")
     return "/".join(parts)
+
+
+def parts_within(parts: Iterable[str]) -> list[str] | None:
+    """The parts of a path without any ".."; None if it leads out of where it starts."""
+    kept: list[str] = []
+    for part in parts:
+        if part != "..":
+            kept.append(part)
+        elif kept:
+            kept.pop()
+        else:
+            return None
+    return kept
 
 
 def image_file(key: str, folder: Path) -> Path:

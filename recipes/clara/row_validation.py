@@ -13,14 +13,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ..document_row_checks import FIELDS, OTHER_STAGE, STAGES, DocumentRowCheck, Stage
+from ..document_row_checks import FIELDS, OTHER_STAGE, STAGES, DocumentRowCheck, Stage, parsed_json
 
 NOT_UTF8 = "no UTF-8"
 BYTE_ORDER_MARK = "byte order mark"
@@ -156,7 +155,8 @@ def _faults(line: bytes, number: int, check: DocumentRowCheck, seen: dict[bytes,
             shown = text[found.start() : found.start() + 60]
             yield RowFault(number, name, LEFTOVER_MARKER, f"{_shown(shown)}; `data clean` takes it out")
     first_places: dict[str, int] = {}
-    for place, text in enumerate(_documents(row)):
+    documents = parsed_json(row.get("docs"))
+    for place, text in enumerate(documents if isinstance(documents, list) else ()):
         if isinstance(text, str) and text.strip() and first_places.setdefault(text.strip(), place) != place:
             detail = f"the same as `docs[{first_places[text.strip()]}]`"
             yield RowFault(number, f"docs[{place}]", DOCUMENT_TWICE, detail)
@@ -171,15 +171,6 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, value
         elif isinstance(value, list):
             yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, str))
-
-
-def _documents(row: dict[str, Any]) -> list[Any]:
-    """What stands in `docs`, which may be written as JSON."""
-    value = row.get("docs")
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):  # brackets nested too deep
-            value = json.loads(value)
-    return value if isinstance(value, list) else []
 
 
 def _row_faults(
@@ -211,7 +202,7 @@ def _row_faults(
 def _take_as_good(row: dict[str, Any], name: str, place: str, stage: Stage) -> None:
     """Put something in place of what was told, so that what else is wrong shows."""
     value = row.get(name)
-    value = json.loads(value) if place and isinstance(value, str) else value  # a list may be written as JSON
+    value = parsed_json(value) if place else value  # a list may be written as JSON
     if place and isinstance(value, list) and name != "pos_index":
         index = int(place[1:-1])
         row[name] = [*value[:index], "-", *value[index + 1 :]]

@@ -372,6 +372,18 @@ def write_texts(folder: Path, texts: dict[str, str]) -> Path:
     return folder
 
 
+def asked_about(text: str, asked: dict[str, str], quote: str) -> Callable[[Any], str]:
+    """A script that asks these questions about one text, none about others, and finds every answer in the quotation."""
+
+    def script(request: Any) -> str:
+        if "stands_alone" in request.question:
+            return json.dumps({"answerable": True, "correct": True, "stands_alone": True, "quote": quote})
+        pairs = [{"question": question, "answer": answer} for question, answer in asked.items()]
+        return json.dumps({"pairs": pairs if text in request.question else []})
+
+    return script
+
+
 def test_a_question_that_comes_again(write, tmp_path: Path) -> None:
     """In a document it is asked once; of several ones the first has it, and no search; what points is everybody's."""
     alone, points, own = "How many workers has the hall?", "How many does it return?", "Where is the lighthouse?"
@@ -418,14 +430,9 @@ def test_negatives_are_like_question_and_document(write, tmp_path: Path) -> None
         "far": "Ships pass by the island in the north, where nobody lives and only birds are seen.",
     }
 
-    def script(request) -> str:
-        if "stands_alone" in request.question:
-            return json.dumps({"answerable": True, "correct": True, "stands_alone": True, "quote": "accepts calls"})
-        asked = [{"question": "How fast and how often does Aurora accept what comes?", "answer": "It accepts calls."}]
-        return json.dumps({"pairs": asked if texts["right"] in request.question else []})
-
+    asked = {"How fast and how often does Aurora accept what comes?": "It accepts calls."}
     source = write_texts(tmp_path / "source", texts)
-    with ScriptedEndpoint(script) as server:
+    with ScriptedEndpoint(asked_about(texts["right"], asked, quote="accepts calls")) as server:
         writing = WritingSettings(1, 0, max_rounds=1)
         write(tmp_path / "rows", server, source, eval_ratio=0.0, instruction_docs=2, target_top_k=3, writing=writing)
     (row,) = rows_of(tmp_path / "rows", "instruction")["train"]
@@ -443,18 +450,12 @@ def test_what_answers_a_question_is_no_wrong_document(write, tmp_path: Path) -> 
         "neither": "The gateway of Borealis hands calls to a worker, and the worker of Aurora rests for a second.",
         "far": "A lighthouse of white stone stands on the northern shore of the island.",
     }
-    quote = "accepts 250 requests in every second"
     asked = {
         "How many requests does the gateway of Aurora accept each second?": "250 requests",
         "How often does the gateway of Aurora accept 250 requests?": "once a second",
     }
 
-    def script(request) -> str:
-        if "stands_alone" in request.question:
-            return json.dumps({"answerable": True, "correct": True, "stands_alone": True, "quote": quote})
-        pairs = [{"question": question, "answer": answer} for question, answer in asked.items()]
-        return json.dumps({"pairs": pairs if texts["right"] in request.question else []})
-
+    script = asked_about(texts["right"], asked, quote="accepts 250 requests in every second")
     source = write_texts(tmp_path / "source", texts)
     with ScriptedEndpoint(script) as server:
         writing = WritingSettings(2, 0, max_rounds=1)
